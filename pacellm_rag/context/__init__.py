@@ -1,0 +1,1 @@
+"""Documents to one prompt and back: packing, prompts, citations. Needs no torch."""

@@ -1,0 +1,1 @@
+"""Hugging Face decoders: loading, reading a prompt once, answering from it many times."""

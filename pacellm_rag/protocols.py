@@ -1,0 +1,264 @@
+"""What the upper layers ask of a language model, in terms that need no torch.
+
+The reader, the shell, the page and the integrations are written against these types only. They
+are implemented by `pacellm_rag.models` (Hugging Face decoders) and by
+`pacellm_rag.testing.ScriptedModel` (a test double). Knows nothing of documents or citations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from pacellm_rag.errors import ConfigurationError
+
+__all__ = [
+    "CancelSignal",
+    "ContextState",
+    "EncodedPrompt",
+    "FinishReason",
+    "GenerationOptions",
+    "Message",
+    "ProgressCallback",
+    "PromptTokenizer",
+    "ReadProgress",
+    "Role",
+    "TextGeneration",
+    "TextModel",
+]
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "closed"]
+
+
+class CancelSignal(Protocol):
+    """Anything that can say "stop": a `threading.Event` fits."""
+
+    def is_set(self) -> bool:
+        """Whether the work should stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A rendered prompt and its tokens.
+
+    Attributes:
+        text: the prompt as the chat template renders it.
+        token_ids: its tokens, exactly one BOS among them where the model uses one.
+        offsets: for each token the [start, end) characters of `text` that it covers; (0, 0) for a
+            token that stands for no character.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How an answer is decoded.
+
+    Attributes:
+        max_new_tokens: most tokens to generate.
+        temperature: 0 decodes greedily; above 0 samples from softmax(logits / temperature).
+        top_p: sample among the most likely tokens that together hold this probability (1 = all).
+        top_k: sample among this many most likely tokens (0 = all).
+        seed: seed of the sampler; None draws a new one.
+        stop: strings that end the answer; they are never part of it.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigurationError(
+                f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more."
+            )
+        if self.temperature < 0:
+            raise ConfigurationError(f"temperature is {self.temperature}; it must be 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigurationError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        if self.top_k < 0:
+            raise ConfigurationError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more.")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise ConfigurationError(
+                f"stop is {self.stop!r}; it must be a tuple of non-empty strings."
+            )
+
+
+@dataclass(frozen=True)
+class ReadProgress:
+    """How far the reading of a prompt has come.
+
+    Attributes:
+        tokens_done: tokens of the prompt that the model has read.
+        tokens_total: tokens of the prompt.
+        tokens_per_second: rate so far; 0 before the first window.
+        seconds_left: estimate for the rest; attention makes later tokens dearer, which it takes
+            into account only as far as the last windows show it. None before the first window.
+    """
+
+    tokens_done: int
+    tokens_total: int
+    tokens_per_second: float
+    seconds_left: float | None
+
+
+ProgressCallback = Callable[[ReadProgress], None]
+
+
+class PromptTokenizer(Protocol):
+    """Counts and renders prompts for one model; needs no weights."""
+
+    @property
+    def name(self) -> str:
+        """The model's name or path."""
+        ...
+
+    @property
+    def context_window(self) -> int:
+        """Most tokens, prompt and answer together, that the model takes."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a bare text, without special tokens."""
+        ...
+
+    def encode_messages(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """Renders a conversation that ends with a user turn, ready for the model to answer."""
+        ...
+
+
+class ContextState(Protocol):
+    """What the model has read: the KV cache of a token prefix. Never changed by a question."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens read, in order."""
+        ...
+
+
+@runtime_checkable
+class TextGeneration(Protocol):
+    """An answer in the making: iterate it for pieces of text; closing it stops the work."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __next__(self) -> str: ...
+
+    def close(self) -> None:
+        """Stops decoding and frees the branch; further pieces are not made. Safe to repeat."""
+        ...
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended: None while it has not."""
+        ...
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far, the end-of-turn token included."""
+        ...
+
+    @property
+    def tokens_reused(self) -> int:
+        """Prompt tokens that came from the state instead of being read again."""
+        ...
+
+    @property
+    def tokens_read(self) -> int:
+        """Prompt tokens that this answer had to read itself."""
+        ...
+
+    def prompt_attention(self) -> Sequence[float] | None:
+        """How much the answer looked at each token of the prompt.
+
+        Returns:
+            One weight per prompt token: the attention probability of the model's retrieval heads,
+            averaged over heads and summed over the answer's tokens so far; None where the model
+            can not tell.
+        """
+        ...
+
+
+class TextModel(Protocol):
+    """A language model that reads a prompt once and answers many continuations of it."""
+
+    @property
+    def name(self) -> str:
+        """The model's name or path."""
+        ...
+
+    @property
+    def context_window(self) -> int:
+        """Most tokens, prompt and answer together, that the model takes."""
+        ...
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """The tokenizer and chat template that belong to the weights."""
+        ...
+
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        *,
+        reserve: int = 0,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+    ) -> ContextState:
+        """Reads a token prefix window by window.
+
+        Args:
+            token_ids: the prefix, at least one token.
+            reserve: further tokens to leave room for (question and answer), so that the cache
+                need not grow later.
+            progress: called before the first and after every window.
+            cancel: checked between windows.
+
+        Raises:
+            CancelledError: `cancel` was set.
+            ContextOverflowError: more tokens than the context window.
+        """
+        ...
+
+    def stream(
+        self,
+        state: ContextState,
+        token_ids: Sequence[int],
+        options: GenerationOptions,
+        *,
+        cancel: CancelSignal | None = None,
+    ) -> TextGeneration:
+        """Answers a prompt of which `state` is (usually) a prefix.
+
+        Args:
+            state: what has been read; the longest common prefix with `token_ids` is reused, but
+                for at least one token.
+            token_ids: the whole prompt.
+            options: how to decode.
+            cancel: checked between windows and tokens.
+
+        Raises:
+            CancelledError: while iterating, when `cancel` was set.
+            ContextOverflowError: prompt and `max_new_tokens` exceed the context window.
+        """
+        ...
