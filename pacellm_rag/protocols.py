@@ -98,7 +98,7 @@ class GenerationOptions:
             raise ConfigurationError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
         if self.top_k < 0:
             raise ConfigurationError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more.")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+        if not isinstance(self.stop, tuple) or not all(self.stop):
             raise ConfigurationError(
                 f"stop is {self.stop!r}; it must be a tuple of non-empty strings."
             )
@@ -188,13 +188,18 @@ class TextGeneration(Protocol):
         """Prompt tokens that this answer had to read itself."""
         ...
 
-    def prompt_attention(self) -> Sequence[float] | None:
-        """How much the answer looked at each token of the prompt.
+    @property
+    def token_ends(self) -> Sequence[int]:
+        """For each generated token, the characters of the answer known after it."""
+        ...
+
+    def span_attention(self) -> list[list[float]] | None:
+        """How much the answer looked at the parts of the prompt named as `attend_to`.
 
         Returns:
-            One weight per prompt token: the attention probability of the model's retrieval heads,
-            averaged over heads and summed over the answer's tokens so far; None where the model
-            can not tell.
+            One list per generated token with, for each span, the attention probability of the
+            model's retrieval heads, averaged over heads. None before the answer has ended, and
+            where the model can not tell.
         """
         ...
 
@@ -247,6 +252,7 @@ class TextModel(Protocol):
         options: GenerationOptions,
         *,
         cancel: CancelSignal | None = None,
+        attend_to: Sequence[tuple[int, int]] = (),
     ) -> TextGeneration:
         """Answers a prompt of which `state` is (usually) a prefix.
 
@@ -256,6 +262,8 @@ class TextModel(Protocol):
             token_ids: the whole prompt.
             options: how to decode.
             cancel: checked between windows and tokens.
+            attend_to: [start, end) token ranges of the prompt for `span_attention`; empty when
+                nobody will ask for it.
 
         Raises:
             CancelledError: while iterating, when `cancel` was set.

@@ -1,0 +1,152 @@
+"""Counting and rendering prompts with a model's own tokenizer and chat template.
+
+Needs no weights, so that an exact count is there before anything is loaded. Knows the traps of
+chat templates: those that refuse or silently drop a system turn, and those that write the BOS
+which the tokenizer would add again. Knows nothing of documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from pacellm_rag.errors import ModelError
+from pacellm_rag.protocols import EncodedPrompt, Message
+
+__all__ = ["ChatTokenizer"]
+
+# Tokens that end a turn in the chat formats in use; a model whose generation config names only
+# the end of text would otherwise go on and write the user's next turn.
+_END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|END_OF_TURN_TOKEN|>",
+)
+
+
+class ChatTokenizer:
+    """A Hugging Face tokenizer as the reader needs it (`protocols.PromptTokenizer`).
+
+    Args:
+        tokenizer: any transformers tokenizer.
+        name: the model's name or path, for messages.
+        context_window: most tokens, prompt and answer together.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, name: str, context_window: int
+    ) -> None:
+        self.hf = tokenizer
+        self.name = name
+        self.context_window = context_window
+        self._bos_wanted = self._adds_bos()
+
+    def _adds_bos(self) -> bool:
+        bos = self.hf.bos_token_id
+        return bos is not None and list(self.hf("a")["input_ids"])[:1] == [bos]
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids of the tokens that end an answer, as far as the tokenizer knows."""
+        ids = {self.hf.eos_token_id, getattr(self.hf, "eot_token_id", None)}
+        vocabulary = self.hf.get_vocab()
+        ids |= {vocabulary.get(token) for token in _END_OF_TURN}
+        return frozenset(i for i in ids if i is not None)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a bare text, without special tokens."""
+        return len(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of some tokens, special tokens left out."""
+        text = self.hf.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def encode_messages(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """Renders and encodes a conversation that ends with a user turn.
+
+        Raises:
+            ModelError: the chat template can not render these turns.
+        """
+        text = self.render(messages)
+        encoding = self._encode(text)
+        ids, offsets = list(encoding["input_ids"]), [tuple(o) for o in encoding["offset_mapping"]]
+        bos = self.hf.bos_token_id
+        if bos is not None and self._bos_wanted and ids[:1] != [bos]:
+            ids, offsets = [bos, *ids], [(0, 0), *offsets]
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids, offsets = ids[1:], offsets[1:]
+        return EncodedPrompt(text, tuple(ids), tuple(offsets))
+
+    def _encode(self, text: str) -> Any:
+        if not self.hf.is_fast:
+            raise ModelError(
+                f"The tokenizer of {self.name} ({type(self.hf).__name__}) can not tell which "
+                "characters its tokens cover, which citations need. Convert it to the fast "
+                "format: AutoTokenizer.from_pretrained(...).save_pretrained(...) with "
+                "sentencepiece and tokenizers installed."
+            )
+        return self.hf(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as text: the model's chat template, or a plain one where it has none.
+
+        A system turn that the template refuses, or drops without a word, is put in front of the
+        first user turn.
+        """
+        if not self.hf.chat_template:
+            return _render_plain(messages)
+        system = messages[0].content.strip() if messages[0].role == "system" else ""
+        try:
+            text = self._apply_template(messages)
+        except TemplateError as error:
+            if not system:
+                raise ModelError(
+                    f"The chat template of {self.name} refuses this conversation: {error}"
+                ) from error
+            text = ""
+        if system and system not in text:
+            try:
+                text = self._apply_template(_fold_system(messages))
+            except TemplateError as error:
+                raise ModelError(
+                    f"The chat template of {self.name} refuses this conversation: {error}"
+                ) from error
+        return text
+
+    def _apply_template(self, messages: Sequence[Message]) -> str:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        text = self.hf.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # read by templates of reasoning models, unknown to the others
+        )
+        return str(text)
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message]:
+    system, first, *rest = messages
+    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
+
+
+def _render_plain(messages: Sequence[Message]) -> str:
+    parts = []
+    for message in messages:
+        if message.role == "system":
+            parts.append(f"{message.content}\n\n")
+        elif message.role == "user":
+            parts.append(f"Question: {message.content}\nAnswer:")
+        else:
+            parts.append(f" {message.content}\n\n")
+    return "".join(parts)
