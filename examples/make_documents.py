@@ -106,11 +106,6 @@ def bold(font: str) -> str:
     return font.replace("-Roman", "") + "-Bold"
 
 
-def italic(font: str) -> str:
-    """Returns the name of the slanted cut of a built-in font."""
-    return "Times-Italic" if font.startswith("Times") else f"{font}-Oblique"
-
-
 def inline(text: str) -> str:
     """Turns the inline Markdown of one paragraph into reportlab's markup."""
     text = escape(text, quote=False)
@@ -292,7 +287,7 @@ class Typesetter:
                     ("BACKGROUND", (0, 0), (-1, -1), self.look.tint),
                     ("LINEBEFORE", (0, 0), (0, -1), 3, self.look.accent),
                     ("TOPPADDING", (0, 0), (-1, -1), 5),
-                    ("BOTTOMPADDING", (0, 0), (-1, -1), 1),
+                    ("BOTTOMPADDING", (0, 0), (-1, -1), 7),
                     ("LEFTPADDING", (0, 0), (-1, -1), 9),
                 ],
                 spaceAfter=0.7 * self.look.leading,
@@ -506,6 +501,7 @@ def build(source: Path, target: Path) -> None:
         title=fields["title"],
         author=fields["author"],
         subject=fields["subject"],
+        creator=fields["author"],
         lang="en-GB",
         invariant=1,
         pageCompression=0,

@@ -68,7 +68,7 @@ _EMPTY_LINES = re.compile(r"\n{3,}")
 
 
 def clean_text(text: str, *, keep_indentation: bool = False) -> str:
-    """Cleans the text of one page.
+    r"""Cleans the text of one page.
 
     Args:
         text: raw text as a parser gives it.
@@ -76,7 +76,7 @@ def clean_text(text: str, *, keep_indentation: bool = False) -> str:
             and Markdown and none in a PDF.
 
     Returns:
-        Text whose lines end in "\\n", whose paragraphs are at most one empty line apart, and that
+        Text whose lines end in "\n", whose paragraphs are at most one empty line apart, and that
         starts and ends with neither line end nor (unless indented) blank.
     """
     if not text.isascii():

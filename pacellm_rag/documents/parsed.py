@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pacellm_rag.documents.types import DocumentWarning, Page
 
-__all__ = ["PageProgress", "ParsedDocument", "page_ranges"]
+__all__ = ["PageProgress", "ParsedDocument", "page_ranges", "page_warning"]
 
 PageProgress = Callable[[int, int], None]
 """Called with pages done and pages in all; an exception that it raises stops the reading."""
@@ -44,3 +44,12 @@ def page_ranges(numbers: Iterable[int]) -> str:
         names.append(f"{len(spans) - 20} more places")
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     return f"page{'s' if len(spans) > 1 or spans[0][0] != spans[0][1] else ''} {listed}"
+
+
+def page_warning(kind: str, numbers: Iterable[int], what: str) -> tuple[DocumentWarning, ...]:
+    """A warning about pages, "Pages 1-4 " and `what`; none where there are no pages."""
+    pages = tuple(sorted(numbers))
+    if not pages:
+        return ()
+    named = page_ranges(pages)
+    return (DocumentWarning(kind, f"{named[0].upper()}{named[1:]} {what}", pages),)

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pacellm_rag.documents.messages import Failed, Opened, Request
+from pacellm_rag.documents.quality import is_garbled
 from pacellm_rag.documents.worker import RawPage, describe
+
+if TYPE_CHECKING:
+    from pypdf import PdfReader
 
 __all__ = ["parse_with_pypdf", "parse_with_pypdfium2"]
 
@@ -41,7 +46,11 @@ def parse_with_pypdf(data: bytes, request: Request) -> Iterator[Opened | Failed 
         ):
             yield Failed("password_wrong" if request.password else "password_needed", "")
             return
-        count = len(reader.pages)
+        try:
+            count = len(reader.pages)
+        except pypdf.errors.LimitReachedError as error:
+            yield Failed("size", describe(error))
+            return
         yield Opened(count, _pypdf_title(reader))
         labels = _pypdf_labels(reader, count)
         for number in _wanted(request, count):
@@ -50,7 +59,7 @@ def parse_with_pypdf(data: bytes, request: Request) -> Iterator[Opened | Failed 
             except Exception as error:
                 yield RawPage(number, labels[number - 1], error=describe(error))
             else:
-                yield RawPage(number, labels[number - 1], text)
+                yield RawPage(number, labels[number - 1], text, is_garbled(text))
 
 
 def parse_with_pypdfium2(data: bytes, request: Request) -> Iterator[Opened | Failed | RawPage]:
@@ -73,13 +82,13 @@ def parse_with_pypdfium2(data: bytes, request: Request) -> Iterator[Opened | Fai
             label = document.get_page_label(number - 1)
             page = document[number - 1]
             text_page = page.get_textpage()
-            text = text_page.get_text_bounded()
+            text = text_page.get_text_range()
             text_page.close()
             page.close()
         except Exception as error:
             yield RawPage(number, label, error=describe(error))
         else:
-            yield RawPage(number, label, text)
+            yield RawPage(number, label, text, is_garbled(text))
 
 
 def _wanted(request: Request, count: int) -> Iterator[int]:
@@ -90,14 +99,14 @@ def _wanted(request: Request, count: int) -> Iterator[int]:
         yield from (number for number in request.pages if 1 <= number <= count)
 
 
-def _pypdf_title(reader: object) -> str:
+def _pypdf_title(reader: PdfReader) -> str:
     try:
-        return str(reader.metadata.title or "")
+        return str((reader.metadata and reader.metadata.title) or "")
     except Exception:
         return ""
 
 
-def _pypdf_labels(reader: object, count: int) -> list[str]:
+def _pypdf_labels(reader: PdfReader, count: int) -> list[str]:
     try:
         labels = [str(label) for label in reader.page_labels]
     except Exception:

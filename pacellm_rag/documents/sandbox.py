@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -53,7 +53,7 @@ _SECONDS_TO_DIE = 5.0
 
 def run_parser(
     request: Request, data: bytes, *, deadline: float, silence_seconds: float
-) -> Iterator[Message]:
+) -> Generator[Message, None, None]:
     """Runs one parser on one file.
 
     Closing the iterator kills the child.
@@ -72,8 +72,9 @@ def run_parser(
     except OSError as error:
         yield Failed("crash", f"the parser process could not be started: {error}")
         return
-    frames: queue.SimpleQueue[bytes | None | ValueError] = queue.SimpleQueue()
-    assert child.stdin is not None and child.stdout is not None  # both are pipes
+    frames: queue.SimpleQueue[bytes | ValueError | None] = queue.SimpleQueue()
+    assert child.stdin is not None  # both are pipes
+    assert child.stdout is not None
     feeder = threading.Thread(target=_feed, args=(child.stdin, request, data), daemon=True)
     reader = threading.Thread(target=_collect, args=(child.stdout, request, frames), daemon=True)
     feeder.start()
@@ -125,7 +126,7 @@ def _feed(pipe: BinaryIO, request: Request, data: bytes) -> None:
 
 
 def _collect(
-    pipe: BinaryIO, request: Request, frames: queue.SimpleQueue[bytes | None | ValueError]
+    pipe: BinaryIO, request: Request, frames: queue.SimpleQueue[bytes | ValueError | None]
 ) -> None:
     """Reads what the child says, never more than the request can need."""
     longest = _BYTES_PER_CHARACTER * request.max_page_characters + _FRAME_OVERHEAD
@@ -141,7 +142,7 @@ def _collect(
 
 
 def _message(
-    frame: bytes | None | ValueError, child: subprocess.Popen[bytes], memory_bytes: int
+    frame: bytes | ValueError | None, child: subprocess.Popen[bytes], memory_bytes: int
 ) -> Message:
     if frame is None:
         return _death(child, memory_bytes)

@@ -35,7 +35,11 @@ _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _BINARY = re.compile(rb"[\x00-\x06\x0e-\x19\x1c-\x1f]")
 
 _OTHER_FORMATS = (
-    (b"\xd0\xcf\x11\xe0", "an Office file from before 2007", "save it as .docx or PDF"),
+    (
+        b"\xd0\xcf\x11\xe0",
+        "an Office file from before 2007 or with a password",
+        "save it as .docx or PDF, without a password",
+    ),
     (b"{\\rtf", "a Rich Text file", "save it as .docx or PDF"),
     (b"%!PS", "a PostScript file", "convert it to PDF (for example with ps2pdf)"),
     (b"\x89PNG", "an image", "run it through OCR first (for example tesseract)"),

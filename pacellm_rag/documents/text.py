@@ -12,7 +12,7 @@ import unicodedata
 
 from pacellm_rag.documents.cleaning import clean_line, clean_text
 from pacellm_rag.documents.limits import DocumentLimits
-from pacellm_rag.documents.parsed import ParsedDocument
+from pacellm_rag.documents.parsed import ParsedDocument, page_warning
 from pacellm_rag.documents.types import DocumentWarning, Page
 
 __all__ = ["parse_text", "parse_text_file", "split_long_text", "text_to_pages"]
@@ -29,11 +29,12 @@ _MARKS = (
 )
 _FALLBACK = "cp1252"
 _HEADING = re.compile(r"^# +(.+?)[ #]*$", re.MULTILINE)
+_WIDE_STOPS = "\u3002\uff01\uff1f"  # Chinese and Japanese sentences end without a blank
 # Where a text may be cut, best first; each match ends where the next page begins.
 _BORDERS = (
     re.compile(r"\n\n+"),
     re.compile(r"\n"),
-    re.compile(r"[.!?…。！？][\"'”’»)\]]*(?:\s+|(?<=[。！？]))"),
+    re.compile(f"[.!?…{_WIDE_STOPS}][\"'”\u2019»)\\]]*(?:\\s+|(?<=[{_WIDE_STOPS}]))"),
     re.compile(r"\s+"),
 )
 
@@ -64,7 +65,8 @@ def parse_text(text: str, limits: DocumentLimits) -> ParsedDocument:
         Page(number, str(number), page)
         for number, page in enumerate(text_to_pages(text, keep_indentation=True), start=1)
     )
-    return ParsedDocument(None, pages, warnings)
+    blank = page_warning("no_text", [page.number for page in pages if not page.text], "blank.")
+    return ParsedDocument(None, pages, (*warnings, *blank))
 
 
 def text_to_pages(

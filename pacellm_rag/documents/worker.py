@@ -29,7 +29,6 @@ from pacellm_rag.documents.messages import (
     read_frame,
     write_frame,
 )
-from pacellm_rag.documents.quality import is_garbled
 
 __all__ = ["Parser", "RawPage", "describe", "main"]
 
@@ -51,12 +50,14 @@ class RawPage:
         number: physical number, from 1.
         label: the number printed on it, "" where the file names none.
         text: raw text.
+        garbled: people can not read it.
         error: why it could not be parsed, or "".
     """
 
     number: int
     label: str = ""
     text: str = ""
+    garbled: bool = False
     error: str = ""
 
 
@@ -140,12 +141,12 @@ def _parse(data: bytes, request: Request) -> Iterator[Message]:
 
 
 def _finish(page: RawPage, longest: int) -> PageText:
-    text = clean_text(page.text[:longest])
+    raw = "" if page.garbled else page.text
     return PageText(
         number=page.number,
         label=clean_line(page.label, 32),
-        text=text[:longest],
-        garbled=is_garbled(page.text),
-        truncated=len(page.text) > longest,
+        text=clean_text(raw[:longest])[:longest],
+        garbled=page.garbled,
+        truncated=len(raw) > longest,
         error=page.error,
     )

@@ -46,21 +46,24 @@ _FLASH_CPU: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = getattr(
 
 @dataclass
 class QueryRecorder:
-    """Keeps the newest token's queries of some layers, one entry per forward pass.
+    """Keeps the newest tokens' queries of some layers.
 
     Attributes:
         layers: indices of the layers to record.
-        queries: for each layer, tensors of shape (heads, head_dim), one per forward pass.
+        newest: how many of a forward pass's last tokens to keep.
+        queries: for each layer, tensors of shape (tokens, heads, head_dim), one per forward pass.
         scaling: for each layer, the factor applied to query-key products.
     """
 
     layers: Collection[int]
+    newest: int = 1
     queries: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     scaling: dict[int, float] = field(default_factory=dict)
 
     def record(self, layer: int, query: torch.Tensor, scaling: float | None) -> None:
-        """Keeps row 0's last query of a layer; `query` has shape (batch, heads, tokens, dim)."""
-        self.queries.setdefault(layer, []).append(query[0, :, -1].clone())
+        """Keeps row 0's last queries of a layer; `query` has shape (batch, heads, tokens, dim)."""
+        kept = query[0, :, -self.newest :].transpose(0, 1)
+        self.queries.setdefault(layer, []).append(kept.clone())
         self.scaling[layer] = scaling if scaling is not None else query.shape[-1] ** -0.5
 
 

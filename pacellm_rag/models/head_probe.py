@@ -127,17 +127,17 @@ def score_heads(
         reused = state.reusable(prompt.token_ids)
         answer = tokenizer.hf(_ANSWER.format(**fact), add_special_tokens=False)["input_ids"]
         branch = state.branch(reused, len(prompt.token_ids) + len(answer) + 8)
-        recorder = QueryRecorder(layers)
-        feeds = [list(prompt.token_ids[reused:]), *([token] for token in answer[:-1])]
+        # the query that writes an answer token is that of the token before it
+        recorder = QueryRecorder(layers, newest=len(answer))
+        feed = [*prompt.token_ids[reused:], *answer[:-1]]
         try:
             with torch.inference_mode(), recording(recorder):
-                for feed in feeds:
-                    ids = torch.tensor([feed], device=model.device)
-                    model.base_model(input_ids=ids, past_key_values=branch.cache, use_cache=True)
+                ids = torch.tensor([feed], device=model.device)
+                model.base_model(input_ids=ids, past_key_values=branch.cache, use_cache=True)
                 rows = []
                 for layer in layers:
                     attention = head_attention(
-                        torch.stack(recorder.queries[layer]),
+                        torch.cat(recorder.queries[layer]),
                         cast(PreallocatedLayer, branch.cache.layers[layer]).keys[0],
                         recorder.scaling[layer],
                         len(prompt.token_ids),

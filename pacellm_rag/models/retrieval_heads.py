@@ -86,7 +86,7 @@ def attention_to_spans(
         One list per answer token: for each span the probability that the heads, on average, put
         on it. None where a head's keys are no longer there (sliding windows).
     """
-    steps = max((len(queries) for queries in recorder.queries.values()), default=0)
+    steps = max((sum(map(len, queries)) for queries in recorder.queries.values()), default=0)
     if not steps or not spans:
         return [[0.0] * len(spans) for _ in range(steps)]
     starts = torch.tensor([start for start, _ in spans])
@@ -98,7 +98,7 @@ def attention_to_spans(
             if not isinstance(cached, DynamicLayer) or cached.is_sliding or cached.keys is None:
                 return None
             members = [head for index, head in heads.heads if index == layer]
-            queries = torch.stack(recorder.queries[layer])
+            queries = torch.cat(recorder.queries[layer])
             for first in range(0, steps, _BLOCK):
                 visible = prompt_tokens + first
                 block = queries[first : first + _BLOCK]

@@ -1,0 +1,375 @@
+"""Reading whole documents once and answering questions about them with checked citations.
+
+`DocumentReader` binds a model (`protocols.TextModel`) and documents together: it plans, reads,
+asks and cites. It knows documents, prompts and citations; of the model it knows the protocol only,
+so that it runs without torch against any implementation of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pacellm_rag.context.citations import Citation, CitationResolver, Evidence
+from pacellm_rag.context.packing import pack_context
+from pacellm_rag.context.planning import Plan, plan_question
+from pacellm_rag.context.prompts import build_messages
+from pacellm_rag.context.tokens import locate_context, token_ranges
+from pacellm_rag.documents.types import Document
+from pacellm_rag.errors import ConfigurationError
+from pacellm_rag.protocols import (
+    CancelSignal,
+    ContextState,
+    FinishReason,
+    GenerationOptions,
+    Message,
+    ProgressCallback,
+    TextGeneration,
+    TextModel,
+)
+
+__all__ = ["Answer", "AnswerStream", "DocumentReader", "Receipt", "Timings", "Usage"]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What has been read.
+
+    Attributes:
+        documents: number of documents.
+        pages: pages read, those without text not counted.
+        tokens: tokens that the model read.
+        seconds: time it took.
+        pages_without_text: (document title, page number) of pages that hold no text.
+    """
+
+    documents: int
+    pages: int
+    tokens: int
+    seconds: float
+    pages_without_text: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Reading rate."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer.
+
+    Attributes:
+        prompt_tokens: tokens of the whole prompt, documents included.
+        tokens_reused: of these, how many had been read before.
+        tokens_read: of these, how many this answer had to read.
+        completion_tokens: tokens generated, the end-of-turn token included.
+    """
+
+    prompt_tokens: int
+    tokens_reused: int
+    tokens_read: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that one answer took, reading the documents not included.
+
+    Attributes:
+        first_token: from the question to the first piece of text (TTFT).
+        total: from the question to the end of the answer.
+        per_token: time per output token after the first (TPOT); 0 for answers of one token.
+    """
+
+    first_token: float
+    total: float
+    per_token: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with its sources.
+
+    Attributes:
+        question: what was asked.
+        text: the answer, without page markers.
+        citations: the pages that it rests on, the most important first.
+        usage: tokens.
+        timings: seconds.
+        finish_reason: "stop" (the model ended it), "length" (max_new_tokens) or "closed".
+    """
+
+    question: str
+    text: str
+    citations: tuple[Citation, ...]
+    usage: Usage
+    timings: Timings
+    finish_reason: FinishReason
+
+
+class AnswerStream:
+    """An answer in the making: iterate it for pieces of text, then read `answer`.
+
+    The pieces are the model's own words; page markers that it writes are still in them, while
+    `answer.text` is without. Closing the stream, or leaving a `with` block, stops the model.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        generation: TextGeneration,
+        resolver: CitationResolver,
+        prompt_tokens: int,
+        *,
+        cite: bool,
+    ) -> None:
+        self._question = question
+        self._generation = generation
+        self._resolver = resolver
+        self._prompt_tokens = prompt_tokens
+        self._cite = cite
+        self._pieces: list[str] = []
+        self._started = time.perf_counter()
+        self._first: float | None = None
+        self._ended: float | None = None
+        self._answer: Answer | None = None
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            piece = next(self._generation)
+        except BaseException:
+            self._ended = self._ended or time.perf_counter()
+            raise
+        self._first = self._first or time.perf_counter()
+        self._pieces.append(piece)
+        return piece
+
+    def close(self) -> None:
+        """Stops the model; what has come so far stays."""
+        self._generation.close()
+        self._ended = self._ended or time.perf_counter()
+
+    @property
+    def text(self) -> str:
+        """The words so far."""
+        return "".join(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; reads the stream to its end where that has not happened."""
+        if self._answer is None:
+            for _ in self:
+                pass
+            self.close()
+            self._answer = self._finish()
+        return self._answer
+
+    def _finish(self) -> Answer:
+        generation, ended = self._generation, self._ended or time.perf_counter()
+        evidence = Evidence(generation.token_ends, generation.span_attention())
+        resolved = self._resolver.resolve(self._question, self.text, evidence, cite=self._cite)
+        first = self._first or ended
+        tokens = generation.completion_tokens
+        return Answer(
+            question=self._question,
+            text=resolved.text,
+            citations=resolved.citations,
+            usage=Usage(
+                self._prompt_tokens, generation.tokens_reused, generation.tokens_read, tokens
+            ),
+            timings=Timings(
+                first_token=first - self._started,
+                total=ended - self._started,
+                per_token=(ended - first) / (tokens - 1) if tokens > 1 else 0.0,
+            ),
+            finish_reason=generation.finish_reason or "closed",
+        )
+
+
+@dataclass
+class _Reading:
+    """The documents' state and the receipt for it."""
+
+    state: ContextState
+    receipt: Receipt = field(repr=False)
+
+
+class DocumentReader:
+    """Reads documents whole, once, and answers questions about them.
+
+    Args:
+        model: from `load_model`, or anything else that is a `protocols.TextModel`.
+        documents: what to read, in this order.
+        options: how answers are decoded unless a call says otherwise.
+
+    Raises:
+        ConfigurationError: there is no document.
+
+    Example:
+        >>> reader = DocumentReader(load_model(), [load_document("report.pdf")])
+        >>> answer = reader.ask("Who signed the report?")
+        >>> print(answer.text, answer.citations[0].page)
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        documents: Sequence[Document],
+        *,
+        options: GenerationOptions | None = None,
+    ) -> None:
+        self.model = model
+        self.documents = tuple(documents)
+        self.options = options or GenerationOptions()
+        self.packed = pack_context(self.documents)
+        self._resolver = CitationResolver(self.packed)
+        self._reading: _Reading | None = None
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What has been read; None before `read`."""
+        return self._reading.receipt if self._reading else None
+
+    def plan(
+        self,
+        question: str = "",
+        *,
+        history: Sequence[Message] = (),
+        options: GenerationOptions | None = None,
+    ) -> Plan:
+        """Counts what a question needs, without any model work."""
+        return plan_question(
+            self.packed,
+            self.model.tokenizer,
+            question,
+            answer_tokens=(options or self.options).max_new_tokens,
+            history=history,
+        )
+
+    def read(
+        self,
+        *,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+    ) -> Receipt:
+        """Reads all documents into the model, unless that has been done.
+
+        Args:
+            progress: called before the first and after every window of tokens.
+            cancel: looked at between windows.
+
+        Raises:
+            ContextOverflowError: the documents do not fit the model's window; nothing was read.
+            CancelledError: `cancel` was set; nothing is kept.
+        """
+        if self._reading is not None:
+            return self._reading.receipt
+        self.plan().check()
+        prefix = self._prefix()
+        room = self.model.context_window - len(prefix)
+        started = time.perf_counter()
+        state = self.model.prefill(
+            prefix,
+            reserve=min(room, self.options.max_new_tokens + 512),
+            progress=progress,
+            cancel=cancel,
+        )
+        seconds = time.perf_counter() - started
+        empty = tuple(
+            (document.title, number)
+            for document in self.documents
+            for number in document.pages_without_text
+        )
+        pages = sum(len(document.pages) for document in self.documents) - len(empty)
+        receipt = Receipt(len(self.documents), pages, len(prefix), seconds, empty)
+        self._reading = _Reading(state, receipt)
+        return receipt
+
+    def _prefix(self) -> tuple[int, ...]:
+        """The tokens that every question shares: what two different questions have in common."""
+        encode = self.model.tokenizer.encode_messages
+        one, two = (encode(build_messages(self.packed, q)).token_ids for q in ("A", "9?"))
+        common = next(
+            (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
+            min(len(one), len(two)),
+        )
+        return one[:common]
+
+    def stream(
+        self,
+        question: str,
+        *,
+        history: Sequence[Message] = (),
+        options: GenerationOptions | None = None,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+        cite: bool = True,
+    ) -> AnswerStream:
+        """Starts an answer; reads the documents first where that has not been done.
+
+        Args:
+            question: what to ask.
+            history: earlier turns, questions and answers.
+            options: how to decode this answer.
+            progress: for reading the documents.
+            cancel: looked at between windows and tokens.
+            cite: whether to find out where the answer comes from.
+
+        Raises:
+            ConfigurationError: the question is empty.
+            ContextOverflowError: it does not fit; nothing was read.
+            CancelledError: `cancel` was set.
+        """
+        if not question.strip():
+            raise ConfigurationError("The question is empty; ask something.")
+        options = options or self.options
+        self.plan(question, history=history, options=options).check()
+        self.read(progress=progress, cancel=cancel)
+        assert self._reading is not None
+        prompt = self.model.tokenizer.encode_messages(
+            build_messages(self.packed, question, history)
+        )
+        base = locate_context(prompt, self.packed)
+        spans = [(start + base, end + base) for start, end in self._resolver.sentence_spans]
+        generation = self.model.stream(
+            self._reading.state,
+            prompt.token_ids,
+            options,
+            cancel=cancel,
+            attend_to=token_ranges(prompt.offsets, spans) if cite else (),
+        )
+        return AnswerStream(
+            question, generation, self._resolver, len(prompt.token_ids), cite=cite
+        )
+
+    def ask(
+        self,
+        question: str,
+        *,
+        history: Sequence[Message] = (),
+        options: GenerationOptions | None = None,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+        cite: bool = True,
+    ) -> Answer:
+        """The whole answer; arguments and errors as for `stream`."""
+        with self.stream(
+            question,
+            history=history,
+            options=options,
+            progress=progress,
+            cancel=cancel,
+            cite=cite,
+        ) as stream:
+            return stream.answer
