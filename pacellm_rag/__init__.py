@@ -48,7 +48,7 @@ _HOMES = {
     "load_tokenizer": "pacellm_rag.models.loading",
 }
 
-__all__ = [  # noqa: RUF022 - sorted by use
+__all__ = [
     *_HOMES,
     "__version__",
 ]

@@ -349,9 +349,7 @@ class DocumentReader:
             cancel=cancel,
             attend_to=token_ranges(prompt.offsets, spans) if cite else (),
         )
-        return AnswerStream(
-            question, generation, self._resolver, len(prompt.token_ids), cite=cite
-        )
+        return AnswerStream(question, generation, self._resolver, len(prompt.token_ids), cite=cite)
 
     def ask(
         self,

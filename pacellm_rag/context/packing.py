@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.errors import ConfigurationError
 
-__all__ = ["MARKER", "PackedContext", "Segment", "page_marker", "pack_context"]
+__all__ = ["MARKER", "PackedContext", "Segment", "pack_context", "page_marker"]
 
 MARKER = re.compile(r"\[D(\d{1,4}) p(\d{1,6})\]")
 _NO_TEXT = "(This page has no text.)"
@@ -74,9 +74,8 @@ class PackedContext:
     def find_marker(self, document_number: int, page_number: int) -> Segment | None:
         """The page that a marker's two numbers name, or None for an unknown one."""
         for segment in self.segments:
-            if segment.document + 1 == document_number:
-                if self.page(segment).number == page_number:
-                    return segment
+            if (segment.document + 1, self.page(segment).number) == (document_number, page_number):
+                return segment
         return None
 
 

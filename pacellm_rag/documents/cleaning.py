@@ -61,8 +61,6 @@ _JOINER_RUN = re.compile("([\u200c\u200d])[\u200c\u200d]+")
 # pdfium writes U+FFFE for a hyphen that ends a line, and leaves the line end out.
 _SOFT_HYPHEN = re.compile(r"[\u00ad\ufffe]+(?: *\n *(?=[^\W\d_]))?")
 _LINE_END_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010] *\n *(?=[^\W\d_])")
-_BLANKS_AT_LINE_END = re.compile(r" +(?=\n|\Z)")
-_BLANKS_AT_LINE_START = re.compile(r"(?:(?<=\n)|\A) +")
 _BLANKS_INSIDE = re.compile(r"(?<=[^ \n])  +(?=[^ \n])")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 
@@ -86,13 +84,11 @@ def clean_text(text: str, *, keep_indentation: bool = False) -> str:
         text = _SOFT_HYPHEN.sub("", text)
         text = _JOINER_RUN.sub(r"\1", text)
         text = _IDLE_JOINER.sub("", text)
-        text = _long_mark_runs().sub(r"\1", text)
-        text = unicodedata.normalize("NFC", text)
-        text = _long_mark_runs().sub(r"\1", text)  # composing can also take a mark apart
+        text = _compose(text)
     text = _LINE_END_HYPHEN.sub(_join, text)
-    text = _BLANKS_AT_LINE_END.sub("", text)
-    if not keep_indentation:
-        text = _BLANKS_AT_LINE_START.sub("", text)
+    # A regular expression for blanks at line ends takes time in the square of their number.
+    strip = str.rstrip if keep_indentation else str.strip
+    text = "\n".join([strip(line, " ") for line in text.split("\n")])
     text = _BLANKS_INSIDE.sub(" ", text)
     text = _EMPTY_LINES.sub("\n\n", text).strip("\n")
     return text if keep_indentation else text.strip(" \n")
@@ -118,11 +114,16 @@ def _repair_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def _compose(text: str) -> str:
+    """Normalises to NFC, in time that grows with the text's length only."""
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    text = unicodedata.normalize("NFC", _long_mark_runs().sub(r"\1", text))
+    return _long_mark_runs().sub(r"\1", text)  # composing can also take a mark apart
+
+
 @functools.cache
 def _long_mark_runs() -> re.Pattern[str]:
-    """More combining marks in a row than any language writes.
-
-    Composing such a run takes time in the square of its length.
-    """
+    """More combining marks in a row than any language writes: sorting them takes too long."""
     marks = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.combining(c))
     return re.compile(f"([{marks}]{{30}})[{marks}]+")

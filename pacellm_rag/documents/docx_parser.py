@@ -13,11 +13,14 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+import docx
+from docx.oxml.parser import parse_xml
+
 from pacellm_rag.documents.messages import Failed, Opened, Request
 from pacellm_rag.documents.text import text_to_pages
 from pacellm_rag.documents.worker import RawPage
 
-__all__ = ["parse_docx"]
+__all__ = ["parse"]
 
 _MOST_MEMBERS = 20_000
 # Marks that XML text can not hold. Word writes where pages ended when it last saved (rendered)
@@ -40,7 +43,7 @@ _CHARACTERS = {
 _TEXT = {f"{_W}t", "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"}
 
 
-def parse_docx(data: bytes, request: Request) -> Iterator[Opened | Failed | RawPage]:
+def parse(data: bytes, request: Request) -> Iterator[Opened | Failed | RawPage]:
     """Reads a Word file whose unpacked size is within bounds."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
@@ -48,8 +51,6 @@ def parse_docx(data: bytes, request: Request) -> Iterator[Opened | Failed | RawP
     if unpacked > request.max_unpacked_bytes or len(members) > _MOST_MEMBERS:
         yield Failed("size", f"{len(members)} parts of {unpacked:,} bytes")
         return
-    import docx
-
     document = docx.Document(io.BytesIO(data))
     text = _DocxText(document).text()
     pages = text_to_pages(text)
@@ -155,8 +156,6 @@ class _DocxText:
 
 def _notes(part: Any) -> Iterator[tuple[str, str]]:
     """Foot- and endnotes by the mark that stands for them in the text."""
-    from docx.oxml.parser import parse_xml
-
     for relation in part.rels.values():
         kind = relation.reltype.rpartition("/")[2]
         if relation.is_external or kind not in ("footnotes", "endnotes"):

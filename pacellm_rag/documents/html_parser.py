@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+from bs4 import BeautifulSoup, Tag
+from bs4.element import PreformattedString
 
 from pacellm_rag.documents.messages import Failed, Opened, Request
 from pacellm_rag.documents.text import text_to_pages
 from pacellm_rag.documents.worker import RawPage
 
-if TYPE_CHECKING:
-    from bs4 import Tag
-
-__all__ = ["parse_html"]
+__all__ = ["parse"]
 
 _NOT_TEXT = {"script", "style", "noscript", "template", "nav", "svg", "iframe", "object", "canvas"}
 _NOT_TEXT |= {"title", "meta", "link", "button", "select"}
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _PARAGRAPHS = _HEADINGS | {"p", "blockquote", "pre", "table", "ul", "ol", "dl", "figure", "hr"}
 _PARAGRAPHS |= {"article", "section", "main", "header", "footer", "aside", "form"}
-_LINES = {"div", "br", "tr", "dt", "dd", "li", "address", "caption", "figcaption", "option"}
+_LINES = {"div", "tr", "dt", "dd", "li", "address", "caption", "figcaption", "option"}
 # A table cell that holds one of these is page layout, not a cell of data.
 _LAYOUT = [*_HEADINGS, "table", "ul", "ol", "pre", "article", "section"]
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _WHITE_SPACE = re.compile(r"\s+")
+# Between blocks, until it is known what stands side by side; white space to the expression above.
+_NEXT_LINE, _NEXT_PARAGRAPH = "\x1e", "\x1f"
+_BORDERS = re.compile(f"[ {_NEXT_LINE}{_NEXT_PARAGRAPH}]*[{_NEXT_LINE}{_NEXT_PARAGRAPH}] *")
+_CONTROLS_IN_PRE = re.compile(f"[\f{_NEXT_LINE}{_NEXT_PARAGRAPH}]")
 
 
-def parse_html(data: bytes, request: Request) -> Iterator[Opened | Failed | RawPage]:
+def parse(data: bytes, request: Request) -> Iterator[Opened | Failed | RawPage]:
     """Reads an HTML file in the encoding that it declares."""
-    import bs4
-
-    soup = bs4.BeautifulSoup(data, "html.parser")
+    soup = BeautifulSoup(data, "html.parser")
     heading = soup.title or soup.h1
-    pages = text_to_pages("".join(_pieces(soup)))
+    pages = text_to_pages(_BORDERS.sub(_line_ends, "".join(_pieces(soup))))
     yield Opened(len(pages), heading.get_text(" ") if heading else "")
     for number, page in enumerate(pages[: request.max_pages], start=1):
         yield RawPage(number, text=page)
@@ -48,9 +49,6 @@ def _pieces(root: Tag) -> Iterator[str]:
 
     The tree is walked without recursion: a hostile one is deeper than Python's stack.
     """
-    from bs4 import Tag
-    from bs4.element import PreformattedString
-
     path = [(root, iter(root.children))]
     cells = [0]  # of the current row, one entry per open row
     inside_cell = inside_pre = 0
@@ -83,14 +81,20 @@ def _pieces(root: Tag) -> Iterator[str]:
             path.append((child, iter(child.children)))
         elif not isinstance(child, PreformattedString):  # comments and declarations
             text = str(child)
-            yield text.replace("\f", "\n") if inside_pre else _WHITE_SPACE.sub(" ", text)
+            yield _CONTROLS_IN_PRE.sub("", text) if inside_pre else _WHITE_SPACE.sub(" ", text)
+
+
+def _line_ends(borders: re.Match[str]) -> str:
+    return "\n\n" if _NEXT_PARAGRAPH in borders.group() else "\n"
 
 
 def _border(name: str, inside_cell: int) -> str:
     """What separates an element of this name from what is before and behind it."""
     if name in _PARAGRAPHS:
-        return " " if inside_cell else "\n\n"
+        return " " if inside_cell else _NEXT_PARAGRAPH
     if name in _LINES:
+        return " " if inside_cell else _NEXT_LINE
+    if name == "br":
         return " " if inside_cell else "\n"
     return ""
 

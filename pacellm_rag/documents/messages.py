@@ -89,7 +89,7 @@ class Failed:
 
     Attributes:
         reason: "damaged", "password_needed", "password_wrong", "memory", "cpu", "time", "size",
-            "characters" or "crash".
+            "characters", "crash" or "start" (there was no child).
         detail: the parser's own words; they may quote the file.
     """
 

@@ -17,7 +17,7 @@ __all__ = ["is_garbled"]
 
 _GLYPH_NAME = re.compile(r"/g\d+|/[cC]\d+|/G[0-9A-F]{2}|\(cid:\d+\)")
 # Leader dots and rules fill a table of contents or a form without saying anything.
-_FILLER = re.compile(r"([^\w\s])\1{2,}")
+_FILLER = re.compile(r"([^\w\s]|_)\1{2,}")
 _SPACE = re.compile(r"\s+")
 
 _MOST_BAD = 0.05

@@ -13,7 +13,7 @@ from pacellm_rag.documents.messages import Failed, Opened, PageText, Request
 from pacellm_rag.documents.outcome import ParseOutcome
 from pacellm_rag.documents.parsed import PageProgress
 from pacellm_rag.documents.sandbox import run_parser
-from pacellm_rag.errors import EncryptedDocumentError
+from pacellm_rag.errors import DocumentError, EncryptedDocumentError
 
 __all__ = ["FileReading"]
 
@@ -69,6 +69,7 @@ class FileReading:
 
         Raises:
             EncryptedDocumentError: it needs a password, or `password` is wrong.
+            DocumentError: the parser could not be started.
         """
         outcome, limits = self.outcome, self.outcome.limits
         last_page = 0
@@ -104,15 +105,24 @@ class FileReading:
         return None, last_page
 
     def _fail(self, failure: Failed) -> None:
-        outcome = self.outcome
+        outcome, name = self.outcome, self.outcome.name
         outcome.failures.append(failure)
-        if outcome.pages or not failure.reason.startswith("password"):
+        if outcome.pages:
             return
         if failure.reason == "password_wrong":
-            message = f"The password for {outcome.name} is wrong. Try another one."
-        else:
-            message = f"{outcome.name} is encrypted and needs a password: pass password=..."
-        raise EncryptedDocumentError(message, path=outcome.name)
+            raise EncryptedDocumentError(
+                f"The password for {name} is wrong. Try another one.", path=name
+            )
+        if failure.reason == "password_needed":
+            raise EncryptedDocumentError(
+                f"{name} is encrypted and needs a password: pass password=...", path=name
+            )
+        if failure.reason == "start":
+            raise DocumentError(
+                f"{name} was not read: the parser process could not be started "
+                f"({failure.detail}). Close other programs and try again.",
+                path=name,
+            )
 
     def _report(self) -> None:
         if self._progress:

@@ -44,7 +44,7 @@ _BOOT = (
     "from pacellm_rag.documents.worker import main; main()"
 )
 # Finding the interpreter's own libraries can need these; nothing else is passed on.
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _BYTES_PER_CHARACTER = 6  # JSON's longest escape; UTF-8 takes at most four
 _FRAME_OVERHEAD = 64 * 1024
@@ -70,16 +70,16 @@ def run_parser(
     try:
         child = _start()
     except OSError as error:
-        yield Failed("crash", f"the parser process could not be started: {error}")
+        yield Failed("start", str(error))
         return
     frames: queue.SimpleQueue[bytes | ValueError | None] = queue.SimpleQueue()
     assert child.stdin is not None  # both are pipes
     assert child.stdout is not None
     feeder = threading.Thread(target=_feed, args=(child.stdin, request, data), daemon=True)
     reader = threading.Thread(target=_collect, args=(child.stdout, request, frames), daemon=True)
-    feeder.start()
-    reader.start()
     try:
+        feeder.start()
+        reader.start()
         while True:
             patience = max(min(silence_seconds, deadline - time.monotonic()), 0)
             try:
@@ -94,20 +94,23 @@ def run_parser(
     finally:
         _kill(child)
         for thread, pipe in ((feeder, child.stdin), (reader, child.stdout)):
-            thread.join(_SECONDS_TO_DIE)
+            with contextlib.suppress(RuntimeError):  # it was never started
+                thread.join(_SECONDS_TO_DIE)
             if not thread.is_alive():
                 with contextlib.suppress(OSError):
                     pipe.close()
 
 
 def _start() -> subprocess.Popen[bytes]:
-    here = os.path.realpath(os.getcwd())
+    here = ""
+    with contextlib.suppress(FileNotFoundError):  # the working directory has been deleted
+        here = os.path.realpath(os.getcwd())
     libraries = [
         path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here
     ]
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", "-c", _BOOT, _PACKAGE_ROOT, *libraries],
+        [sys.executable, "-I", "-S", "-c", _BOOT, _PACKAGE_ROOT, *libraries],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -174,9 +177,9 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     if child.returncode is not None:
         return  # waited for already; its number may belong to another process by now
     with contextlib.suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(child.pid, signal.SIGKILL)
-        else:
+        if sys.platform == "win32":
             child.kill()
+        else:
+            os.killpg(child.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(_SECONDS_TO_DIE)

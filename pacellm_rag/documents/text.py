@@ -28,7 +28,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _FALLBACK = "cp1252"
-_HEADING = re.compile(r"^# +(.+?)[ #]*$", re.MULTILINE)
+_HEADING = re.compile(r"^# +(.+)$", re.MULTILINE)
 _WIDE_STOPS = "\u3002\uff01\uff1f"  # Chinese and Japanese sentences end without a blank
 # Where a text may be cut, best first; each match ends where the next page begins.
 _BORDERS = (
@@ -44,7 +44,7 @@ def parse_text_file(data: bytes, limits: DocumentLimits, *, markdown: bool) -> P
     text, warnings = _decode(data)
     title = None
     if markdown and (heading := _HEADING.search(text[: 4 * PAGE_CHARACTERS])):
-        title = clean_line(heading.group(1))
+        title = clean_line(heading.group(1).rstrip("# "))
     parsed = parse_text(text, limits)
     return ParsedDocument(title, parsed.pages, (*warnings, *parsed.warnings))
 

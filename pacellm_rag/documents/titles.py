@@ -18,7 +18,7 @@ __all__ = ["base_name", "choose_title", "with_distinct_titles"]
 
 _MEANINGLESS = re.compile(
     r"""(?ix)
-    \W* (?: untitled | no\ title | unspecified | unknown | anonymous | title | document
+    \W* (?: untitled(?:\W+\w+)? | no\ title | unspecified | unknown | anonymous | title | document
           | presentation | powerpoint\ presentation | slide | layout | full\ page | print )
     \W* \d* \W*
     | microsoft\ (?:word|powerpoint|excel|office\ \w+)\ -\ .*

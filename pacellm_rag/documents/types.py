@@ -31,8 +31,10 @@ class DocumentWarning:
     """Something that a reader of the document should know is missing or doubtful.
 
     Attributes:
-        kind: "no_text" (a scan or a picture), "garbled_text" (no usable character map),
-            "failed_pages" (could not be parsed), "truncated" (a limit was met) or "repaired".
+        kind: "no_text" (a scan, a picture or blank), "garbled_text" (no usable character map; the
+            page's text is left out), "failed_pages" (could not be parsed), "truncated" (a limit
+            was met), "repaired" (the file is damaged), "encoding" (a text file's encoding was
+            guessed) or "duplicate" (another file had the same content).
         message: one sentence for people.
         pages: physical numbers of the pages concerned; empty when it concerns the whole file.
     """

@@ -30,13 +30,13 @@ from pacellm_rag.documents.messages import (
     write_frame,
 )
 
-__all__ = ["Parser", "RawPage", "describe", "main"]
+__all__ = ["Parser", "RawPage", "describe", "main", "wanted_pages"]
 
 _PARSERS = {
-    "pypdf": "pacellm_rag.documents.pdf_parsers:parse_with_pypdf",
-    "pypdfium2": "pacellm_rag.documents.pdf_parsers:parse_with_pypdfium2",
-    "docx": "pacellm_rag.documents.docx_parser:parse_docx",
-    "html": "pacellm_rag.documents.html_parser:parse_html",
+    "pypdf": "pacellm_rag.documents.pypdf_parser",
+    "pypdfium2": "pacellm_rag.documents.pypdfium2_parser",
+    "docx": "pacellm_rag.documents.docx_parser",
+    "html": "pacellm_rag.documents.html_parser",
 }
 _LONGEST_REQUEST = 16 * 1024**2
 _LONGEST_FILE = 2**32 - 1
@@ -75,10 +75,14 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     try:
+        parser: Parser = importlib.import_module(_PARSERS[request.parser]).parse
+        _forbid_files()
         data = read_frame(sys.stdin.buffer, _LONGEST_FILE)
         if data is not None:
-            for message in _parse(data, request):
+            for message in _messages(parser(data, request), request):
                 write_frame(output, encode_message(message))
+    except ImportError as error:
+        write_frame(output, encode_message(Failed("start", describe(error))))
     except MemoryError:
         write_frame(output, encode_message(Failed("memory", "the memory ran out")))
     except BrokenPipeError:
@@ -93,6 +97,14 @@ def describe(error: BaseException) -> str:
     return clean_line(f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
+def wanted_pages(request: Request, count: int) -> Iterator[int]:
+    """The pages to read, of those that there are."""
+    if request.pages is None:
+        yield from range(1, min(count, request.max_pages) + 1)
+    else:
+        yield from (number for number in request.pages if 1 <= number <= count)
+
+
 def _claim_standard_output() -> BinaryIO:
     """Takes standard output for the messages; whatever else prints, prints to nowhere."""
     output = os.fdopen(os.dup(1), "wb")
@@ -102,29 +114,32 @@ def _claim_standard_output() -> BinaryIO:
 
 
 def _limit_resources(request: Request) -> None:
-    try:
+    _limit("RLIMIT_AS", request.memory_bytes)
+    _limit("RLIMIT_CPU", request.cpu_seconds)
+    _limit("RLIMIT_CORE", 0)
+
+
+def _forbid_files() -> None:
+    """After the imports, which may leave compiled modules; pipes are not files."""
+    _limit("RLIMIT_FSIZE", 0)
+
+
+def _limit(name: str, most: int) -> None:
+    if sys.platform != "win32":  # there the parent's clock is the only limit
         import resource
-    except ImportError:  # Windows: the parent's clock is the only limit
-        return
-    for kind, soft, hard in (
-        (resource.RLIMIT_AS, request.memory_bytes, request.memory_bytes),
-        (resource.RLIMIT_CPU, request.cpu_seconds, request.cpu_seconds + 5),
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_FSIZE, 0, 0),  # pipes are not files
-    ):
+
+        kind = getattr(resource, name)
         _, ceiling = resource.getrlimit(kind)
         if ceiling != resource.RLIM_INFINITY:
-            soft, hard = min(soft, ceiling), min(hard, ceiling)
+            most = min(most, ceiling)
         with contextlib.suppress(ValueError, OSError):  # macOS knows RLIMIT_AS by name only
-            resource.setrlimit(kind, (soft, hard))
+            resource.setrlimit(kind, (most, ceiling))
 
 
-def _parse(data: bytes, request: Request) -> Iterator[Message]:
-    """Runs the parser; cleans its pages and keeps them within the request's bounds."""
-    module, _, name = _PARSERS[request.parser].partition(":")
-    parser: Parser = getattr(importlib.import_module(module), name)
+def _messages(items: Iterator[Opened | Failed | RawPage], request: Request) -> Iterator[Message]:
+    """What to send of what a parser gives: clean pages, within the request's bounds."""
     left = request.max_characters
-    for item in parser(data, request):
+    for item in items:
         if isinstance(item, Failed):
             yield item
             return

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -40,7 +40,7 @@ from pacellm_rag.protocols import (
     ReadProgress,
 )
 
-__all__ = ["Generation", "PrefixState", "prefill"]
+__all__ = ["Branch", "Generation", "PrefixState", "prefill"]
 
 
 class PrefixState:
@@ -50,9 +50,10 @@ class PrefixState:
     copy; a branch taken while that one lives gets buffers of its own.
     """
 
-    def __init__(self, token_ids: Sequence[int], cache: Cache) -> None:
+    def __init__(self, token_ids: Sequence[int], cache: Cache, config: PretrainedConfig) -> None:
         self._token_ids = tuple(token_ids)
         self._cache = cache
+        self._config = config
         self._room = threading.Lock()
 
     @property
@@ -70,19 +71,34 @@ class PrefixState:
         whole = common == len(self._token_ids)
         return common if whole or rewindable(self._cache) else 0
 
-    def branch(self, length: int, capacity: int) -> _Branch:
+    def branch(self, length: int, capacity: int) -> Branch:
         """A cache that continues after the first `length` tokens, with room for `capacity`."""
+        if length == 0:
+            return Branch(new_cache(self._config, capacity), None)
         cache = branch_cache(self._cache, length)
         if length == len(self._token_ids) and self._room.acquire(blocking=False):
-            return _Branch(cache, self._room)
+            return Branch(cache, self._room)
         detach_cache(cache, capacity)
-        return _Branch(cache, None)
+        return Branch(cache, None)
 
 
 @dataclass
-class _Branch:
+class Branch:
+    """A cache that continues a state; leaving the `with` block gives its room back.
+
+    Attributes:
+        cache: holds the state's tokens and takes new ones.
+        room: the lock on the room behind the state's tokens, where this branch uses it.
+    """
+
     cache: Cache
     room: threading.Lock | None
+
+    def __enter__(self) -> Branch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Gives the room behind the prefix back. Safe to repeat."""
@@ -145,7 +161,7 @@ def prefill(
     """
     cache = new_cache(model.config, len(token_ids) + reserve)
     _read(model, cache, token_ids, window, progress, cancel)
-    return PrefixState(token_ids, cache)
+    return PrefixState(token_ids, cache, model.config)
 
 
 class _Sampler:
@@ -249,39 +265,43 @@ class Generation:
 
     def _run(self) -> Generator[str, None, None]:
         options, prompt = self._options, self._token_ids
-        branch = self._state.branch(self.tokens_reused, len(prompt) + options.max_new_tokens)
-        try:
-            rest = prompt[self.tokens_reused :]
-            cut = (len(rest) - 1) // self._window * self._window
-            _read(self._model, branch.cache, rest[:cut], self._window, None, self._cancel)
-            sample = _Sampler(options, self._model.device)
-            feed = rest[cut:]
-            while True:
-                _check_cancel(self._cancel, f"answering (token {self.completion_tokens})")
-                token = sample(self._step(branch.cache, feed))
-                self.completion_tokens += 1
-                if token in self._stop_ids:
-                    self.finish_reason = "stop"
-                    break
-                piece = self._stream.feed(token)
-                if piece:
-                    yield piece
-                if self._stream.stopped:
-                    self.finish_reason = "stop"
-                    return
-                if self.completion_tokens >= options.max_new_tokens:
-                    self.finish_reason = "length"
-                    break
-                feed = (token,)
-            tail = self._stream.flush()
-            if tail:
-                yield tail
-        finally:
-            if self._recorder is not None and self._heads is not None:
-                self._span_attention = attention_to_spans(
-                    self._heads, self._recorder, branch.cache, len(prompt), self._attend_to
-                )
-            branch.release()
+        capacity = len(prompt) + options.max_new_tokens
+        with self._state.branch(self.tokens_reused, capacity) as branch:
+            try:
+                yield from self._decode(branch.cache)
+            finally:
+                if self._recorder is not None and self._heads is not None:
+                    self._span_attention = attention_to_spans(
+                        self._heads, self._recorder, branch.cache, len(prompt), self._attend_to
+                    )
+
+    def _decode(self, cache: Cache) -> Iterator[str]:
+        options = self._options
+        rest = self._token_ids[self.tokens_reused :]
+        cut = (len(rest) - 1) // self._window * self._window
+        _read(self._model, cache, rest[:cut], self._window, None, self._cancel)
+        sample = _Sampler(options, self._model.device)
+        feed = rest[cut:]
+        while True:
+            _check_cancel(self._cancel, f"answering (token {self.completion_tokens})")
+            token = sample(self._step(cache, feed))
+            self.completion_tokens += 1
+            if token in self._stop_ids:
+                self.finish_reason = "stop"
+                break
+            piece = self._stream.feed(token)
+            if piece:
+                yield piece
+            if self._stream.stopped:
+                self.finish_reason = "stop"
+                return
+            if self.completion_tokens >= options.max_new_tokens:
+                self.finish_reason = "length"
+                break
+            feed = (token,)
+        tail = self._stream.flush()
+        if tail:
+            yield tail
 
     def _step(self, cache: Cache, token_ids: Sequence[int]) -> torch.Tensor:
         """Logits after the given tokens, shape (1, vocabulary)."""

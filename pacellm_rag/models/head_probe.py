@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -25,12 +25,14 @@ from pacellm_rag.models.generation import prefill
 from pacellm_rag.models.kv_cache import PreallocatedLayer
 from pacellm_rag.models.retrieval_heads import RetrievalHeads, head_attention
 from pacellm_rag.models.tokenizer import ChatTokenizer
-from pacellm_rag.protocols import Message
+from pacellm_rag.protocols import EncodedPrompt, Message
 
 __all__ = ["find_retrieval_heads", "probe_heads", "score_heads"]
 
 HEADS_KEPT = 12
 _FACTS = 16
+_FEWEST_FACTS = 2
+_FILLER_PER_FACT = 4
 _PROBE_VERSION = 1  # part of the file name: raise it when the probe changes
 
 _SYLLABLES = (
@@ -85,77 +87,106 @@ def _facts(rng: random.Random, count: int) -> list[dict[str, str]]:
     ]
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """A context with facts in it; for each fact the question's prompt, its answer, its place."""
+
+    prompts: tuple[EncodedPrompt, ...]
+    answers: tuple[tuple[int, ...], ...]
+    places: tuple[tuple[int, int], ...]
+
+
+def _build_probe(tokenizer: ChatTokenizer, facts: int, rng: random.Random) -> _Probe:
+    chosen = _facts(rng, facts)
+    paragraphs = []
+    for fact in chosen:
+        sentences = rng.choices(_FILLER, k=_FILLER_PER_FACT)
+        sentences.insert(rng.randint(0, _FILLER_PER_FACT), _FACT.format(**fact))
+        paragraphs.append(" ".join(sentences))
+    context = "\n\n".join(paragraphs)
+    prompts, answers, places = [], [], []
+    for fact in chosen:
+        turns = [Message("system", context), Message("user", _QUESTION.format(**fact))]
+        prompt = tokenizer.encode_messages(turns)
+        start = prompt.text.index(_FACT.format(**fact))
+        end = start + len(_FACT.format(**fact))
+        inside = [i for i, (a, b) in enumerate(prompt.offsets) if a < end and b > start]
+        ids = tokenizer.hf(_ANSWER.format(**fact), add_special_tokens=False)["input_ids"]
+        prompts.append(prompt)
+        answers.append(tuple(ids))
+        places.append((inside[0], inside[-1] + 1))
+    return _Probe(tuple(prompts), tuple(answers), tuple(places))
+
+
+def _fitting_probe(tokenizer: ChatTokenizer, rng: random.Random) -> _Probe | None:
+    """The probe with the most facts that fits the context window."""
+    facts = _FACTS
+    while facts >= _FEWEST_FACTS:
+        probe = _build_probe(tokenizer, facts, rng)
+        pairs = zip(probe.prompts, probe.answers, strict=True)
+        if max(len(p.token_ids) + len(a) for p, a in pairs) <= tokenizer.context_window:
+            return probe
+        facts //= 2
+    return None
+
+
 def score_heads(
-    model: PreTrainedModel,
-    tokenizer: ChatTokenizer,
-    *,
-    window: int,
-    seed: int = 0,
-    facts: int = _FACTS,
-    filler_per_fact: int = 4,
-) -> torch.Tensor:
+    model: PreTrainedModel, tokenizer: ChatTokenizer, *, window: int, seed: int = 0
+) -> torch.Tensor | None:
     """Mean attention of every head on the sentence that holds the answer.
 
     Returns:
-        Shape (layers, heads), probabilities.
+        Shape (layers, heads), probabilities; 0 for layers that do not keep the keys of the whole
+        context (sliding windows). None where no layer does, or where the context window is too
+        small for a probe.
     """
-    rng = random.Random(seed)
-    chosen = _facts(rng, facts)
-    sentences: list[str] = []
-    for fact in chosen:
-        around = rng.choices(_FILLER, k=filler_per_fact)
-        around.insert(rng.randint(0, filler_per_fact), _FACT.format(**fact))
-        sentences.append(" ".join(around))
-    context = "\n\n".join(sentences)
-    layers = range(int(model.config.get_text_config(decoder=True).num_hidden_layers))
-    total: torch.Tensor | None = None
-    state = None
-    for fact in chosen:
-        prompt = tokenizer.encode_messages(
-            [Message("system", context), Message("user", _QUESTION.format(**fact))]
-        )
-        sentence = _FACT.format(**fact)
-        begin = prompt.text.index(sentence)
-        inside = [
-            i
-            for i, (start, end) in enumerate(prompt.offsets)
-            if start < begin + len(sentence) and end > begin
-        ]
-        first, last = inside[0], inside[-1] + 1
-        if state is None:
-            state = prefill(model, prompt.token_ids, window=window, reserve=256)
+    probe = _fitting_probe(tokenizer, random.Random(seed))
+    if probe is None:
+        return None
+    longest = max(map(len, probe.answers))
+    state = prefill(model, probe.prompts[0].token_ids, window=window, reserve=256 + longest)
+    total: dict[int, torch.Tensor] = {}
+    for prompt, answer, (first, last) in zip(
+        probe.prompts, probe.answers, probe.places, strict=True
+    ):
         reused = state.reusable(prompt.token_ids)
-        answer = tokenizer.hf(_ANSWER.format(**fact), add_special_tokens=False)["input_ids"]
-        branch = state.branch(reused, len(prompt.token_ids) + len(answer) + 8)
+        branch = state.branch(reused, len(prompt.token_ids) + len(answer))
+        layers = {
+            index: layer
+            for index, layer in enumerate(branch.cache.layers)
+            if isinstance(layer, PreallocatedLayer)
+        }
         # the query that writes an answer token is that of the token before it
         recorder = QueryRecorder(layers, newest=len(answer))
-        feed = [*prompt.token_ids[reused:], *answer[:-1]]
-        try:
-            with torch.inference_mode(), recording(recorder):
-                ids = torch.tensor([feed], device=model.device)
-                model.base_model(input_ids=ids, past_key_values=branch.cache, use_cache=True)
-                rows = []
-                for layer in layers:
-                    attention = head_attention(
-                        torch.cat(recorder.queries[layer]),
-                        cast(PreallocatedLayer, branch.cache.layers[layer]).keys[0],
-                        recorder.scaling[layer],
-                        len(prompt.token_ids),
-                    )
-                    rows.append(attention[:, :, first:last].sum(dim=-1).mean(dim=0))
-                scores = torch.stack(rows).cpu()
-                total = scores if total is None else total + scores
-        finally:
-            branch.release()
-    assert total is not None
-    return total / facts
+        ids = torch.tensor([[*prompt.token_ids[reused:], *answer[:-1]]], device=model.device)
+        with branch, torch.inference_mode(), recording(recorder):
+            model.base_model(input_ids=ids, past_key_values=branch.cache, use_cache=True)
+            for index, layer in layers.items():
+                if index not in recorder.queries:
+                    continue
+                attention = head_attention(
+                    torch.cat(recorder.queries[index]),
+                    layer.keys[0],
+                    recorder.scaling[index],
+                    len(prompt.token_ids),
+                )
+                score = attention[:, :, first:last].sum(dim=-1).mean(dim=0).cpu()
+                total[index] = total.get(index, torch.zeros_like(score)) + score
+    if not total:
+        return None
+    heads = len(next(iter(total.values())))
+    depth = max(total) + 1
+    rows = [total.get(index, torch.zeros(heads)) for index in range(depth)]
+    return torch.stack(rows) / len(probe.prompts)
 
 
 def probe_heads(
     model: PreTrainedModel, tokenizer: ChatTokenizer, *, window: int, seed: int = 0
 ) -> RetrievalHeads:
-    """The `HEADS_KEPT` heads with the highest score, the best first."""
+    """The `HEADS_KEPT` heads with the highest score, the best first; none where none was found."""
     scores = score_heads(model, tokenizer, window=window, seed=seed)
+    if scores is None:
+        return RetrievalHeads(())
     best = scores.flatten().topk(min(HEADS_KEPT, scores.numel())).indices.tolist()
     return RetrievalHeads(tuple(divmod(index, scores.shape[1]) for index in best))
 
@@ -176,7 +207,7 @@ def find_retrieval_heads(
     if known is None:
         known = probe_heads(model, tokenizer, window=window)
         write_atomically(path, json.dumps({"heads": known.heads}).encode())
-    return known
+    return known if known.heads else None
 
 
 def _load(path: Path) -> RetrievalHeads | None:

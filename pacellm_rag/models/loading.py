@@ -29,7 +29,7 @@ from pacellm_rag.models.default_model import default_model_folder
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.tokenizer import ChatTokenizer
 
-__all__ = ["best_dtype", "load_model", "load_tokenizer"]
+__all__ = ["best_dtype", "load_model", "load_tokenizer", "wrap_module"]
 
 logger = logging.getLogger(__name__)
 
@@ -228,12 +228,28 @@ def _choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return _DTYPES[dtype]
 
 
-def _use_best_attention(module: PreTrainedModel) -> None:
-    """Switches to this package's attention function where the model's attention is plain."""
+def wrap_module(
+    module: PreTrainedModel,
+    tokenizer: ChatTokenizer,
+    *,
+    attention: str = "auto",
+    window: int = 1024,
+) -> PaceModel:
+    """Makes a reader's model of weights that are in memory already.
+
+    Args:
+        module: a causal language model of transformers.
+        tokenizer: its tokenizer, with the context window to keep to.
+        attention: "auto" switches to this package's attention function where the model's own is
+            plain; anything else leaves it as it is.
+        window: tokens per forward pass while reading.
+    """
     config = module.config.get_text_config(decoder=True)
     softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-    if module._supports_sdpa and not softcapped and module._can_set_attn_implementation():
+    plain = module._supports_sdpa and not softcapped and module._can_set_attn_implementation()
+    if attention == "auto" and plain:
         module.set_attn_implementation(IMPLEMENTATION)
+    return PaceModel(module, tokenizer, window=window)
 
 
 def load_model(
@@ -292,6 +308,4 @@ def load_model(
         raise _loading_error(source, error) from error
     if not hasattr(module, "hf_device_map"):
         torch.nn.Module.to(module, place)
-    if attention == "auto":
-        _use_best_attention(module)
-    return PaceModel(module, tokenizer, window=window)
+    return wrap_module(module, tokenizer, attention=attention, window=window)

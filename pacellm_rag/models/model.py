@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
 
@@ -136,8 +137,11 @@ class PaceModel:
 
 
 def weights_fingerprint(module: PreTrainedModel) -> str:
-    """A hash that tells two sets of weights apart: names, shapes, types and sampled values."""
-    digest = hashlib.sha256()
+    """A hash that tells two models apart: configuration, tensor names, shapes, sampled values."""
+    config = module.config.to_dict()
+    for volatile in ("_name_or_path", "transformers_version", "_attn_implementation"):
+        config.pop(volatile, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().reshape(-1)

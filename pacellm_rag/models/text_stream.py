@@ -16,7 +16,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class StopStrings:
-    """Finds the earliest of several stop strings in a text that arrives in pieces."""
+    """Finds the first of several stop strings to be complete in a text that comes in pieces."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
@@ -28,10 +28,11 @@ class StopStrings:
         if self.found is not None:
             return ""
         text = self._held + piece
-        # the earliest match wins; of two at the same place the longer one
-        hits = [(text.find(s), -len(s), s) for s in self._stop if s in text]
+        # the one that is complete first wins, so that the cut into pieces does not matter; of two
+        # complete at the same character the longer one
+        hits = [(text.find(s) + len(s), text.find(s), s) for s in self._stop if s in text]
         if hits:
-            at, _, self.found = min(hits)
+            _, at, self.found = min(hits)
             self._held = ""
             return text[:at]
         keep = self._undecided(text)

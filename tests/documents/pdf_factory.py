@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import zlib
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,9 @@ def pages_pdf(
         compress: whether the content streams are compressed.
     """
     buffer = io.BytesIO()
-    encrypt = StandardEncryption(password, ownerPassword="owner", strength=128) if password else None
+    encrypt = (
+        StandardEncryption(password, ownerPassword="owner", strength=128) if password else None
+    )
     canvas = Canvas(buffer, encrypt=encrypt, pageCompression=int(compress), invariant=1)
     if title is not None:
         canvas.setTitle(title)
@@ -103,19 +106,25 @@ def document(
     return raw_pdf(objects)
 
 
-def _spaces(megabytes: int) -> bytes:
+@functools.cache
+def _blanks(megabytes: int) -> bytes:
     """So many megabytes of blanks, compressed."""
     packer = zlib.compressobj(9)
     block = b" " * 1_000_000
     return b"".join([*(packer.compress(block) for _ in range(megabytes)), packer.flush()])
 
 
-def flate_bomb(megabytes: int = 1000) -> bytes:
-    return document([stream(_spaces(megabytes), b"/Filter /FlateDecode")])
+def flate_content() -> bytes:
+    """A content stream that unpacks to a gigabyte."""
+    return stream(_blanks(1000), b"/Filter /FlateDecode")
 
 
-def double_flate_bomb(megabytes: int = 1000) -> bytes:
-    twice = zlib.compress(_spaces(megabytes), 9)
+def flate_bomb() -> bytes:
+    return document([flate_content()])
+
+
+def double_flate_bomb() -> bytes:
+    twice = zlib.compress(_blanks(1000), 9)
     return document([stream(twice, b"/Filter [/FlateDecode /FlateDecode]")])
 
 

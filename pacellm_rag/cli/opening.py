@@ -1,0 +1,145 @@
+"""From file names and settings to documents and a reader that has read them.
+
+`open_tokenizer` and `open_model` are the only places where the shell touches Hugging Face; tests
+put a scripted model there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from pacellm_rag.cli.progress import FileProgress, ReadingProgress
+from pacellm_rag.cli.terminal import Terminal
+from pacellm_rag.context.packing import pack_context
+from pacellm_rag.context.planning import Plan, plan_question
+from pacellm_rag.documents import Document, load_documents
+from pacellm_rag.errors import DocumentError
+from pacellm_rag.protocols import PromptTokenizer, TextModel
+from pacellm_rag.reader import DocumentReader
+from pacellm_rag.settings import Settings
+
+__all__ = [
+    "count",
+    "hush_libraries",
+    "open_documents",
+    "open_model",
+    "open_reader",
+    "open_tokenizer",
+]
+
+
+def open_tokenizer(settings: Settings) -> PromptTokenizer:
+    """Loads a tokenizer, without weights."""
+    hush_libraries()
+    from pacellm_rag.models.loading import load_tokenizer
+
+    return load_tokenizer(settings.model, context_window=settings.context_window)
+
+
+def open_model(settings: Settings) -> TextModel:
+    """Loads a model."""
+    hush_libraries()
+    from pacellm_rag.models.loading import load_model
+
+    return load_model(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        context_window=settings.context_window,
+        window=settings.window,
+    )
+
+
+def open_documents(
+    files: Sequence[str], password: str | None, terminal: Terminal
+) -> list[Document]:
+    """Parses the files; tells on standard error what is missing from them.
+
+    Raises:
+        DocumentError: some can not be read; the message names all of them.
+    """
+    failed: list[DocumentError] = []
+    with FileProgress(terminal) as progress:
+
+        def named() -> Iterator[str]:
+            for file in files:
+                progress.begin(os.path.basename(file))
+                yield file
+
+        documents = load_documents(
+            named(), password=password, progress=progress, on_error=failed.append
+        )
+    for document in documents:
+        for warning in document.warnings:
+            terminal.warning(f"{document.title}: {warning.message}")
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        lines = [f"{len(failed)} of {len(files)} files can not be read:", *map(str, failed)]
+        raise DocumentError("\n  ".join(lines), path=failed[0].path)
+    return documents
+
+
+def count(
+    documents: Sequence[Document], questions: Sequence[str], settings: Settings, terminal: Terminal
+) -> list[Plan]:
+    """Counts what each question needs; loads no weights."""
+    packed = pack_context(documents)
+    with _loading(settings, "tokenizer of ", terminal):
+        tokenizer = open_tokenizer(settings)
+    return [
+        plan_question(packed, tokenizer, question, answer_tokens=settings.max_new_tokens)
+        for question in questions
+    ]
+
+
+def open_reader(
+    documents: Sequence[Document], questions: Sequence[str], settings: Settings, terminal: Terminal
+) -> DocumentReader:
+    """Loads the model and reads the documents.
+
+    Raises:
+        ContextOverflowError: a question does not fit; no weights were loaded.
+    """
+    for plan in count(documents, questions or [""], settings, terminal):
+        plan.check()
+    with _loading(settings, "", terminal):
+        model = open_model(settings)
+    if settings.model is None:
+        terminal.note(
+            f"Answers come from the default model, {model.name}. It is small and often wrong: "
+            "check the pages it cites, or name a better one with --model."
+        )
+    reader = DocumentReader(model, documents, options=settings.generation_options)
+    with ReadingProgress(terminal) as progress:
+        reader.read(progress=progress)
+    return reader
+
+
+def _loading(settings: Settings, what: str, terminal: Terminal) -> AbstractContextManager[None]:
+    what = f"Loading {what}{settings.model or 'the default model'}"
+    if _may_download(settings):  # the hub's own bars are shown, and two would not get along
+        terminal.note(f"{what} from the hub or its cache")
+        return nullcontext()
+    return terminal.working(what)
+
+
+def _may_download(settings: Settings) -> bool:
+    return settings.model is not None and not Path(settings.model).expanduser().exists()
+
+
+def hush_libraries() -> None:
+    """Switches off what transformers shows on its own, but for downloads from the hub."""
+    import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        enable_progress_bars()
