@@ -42,17 +42,17 @@ def real_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def _built_models() -> dict[tuple[object, ...], PaceModel]:
+def _built_models() -> dict[tuple[str, str], PaceModel]:
     return {}
 
 
 @pytest.fixture
-def tiny(_built_models: dict[tuple[object, ...], PaceModel]) -> Callable[..., PaceModel]:
+def tiny(_built_models: dict[tuple[str, str], PaceModel]) -> Callable[..., PaceModel]:
     """`tiny_model`, built once a session and copied for each test."""
     from pacellm_rag.testing import tiny_model
 
     def build(family: str = "llama", **options: object) -> PaceModel:
-        key = (family, *sorted(options.items()))
+        key = (family, repr(sorted(options.items())))
         if key not in _built_models:
             _built_models[key] = tiny_model(family, **options)  # type: ignore[arg-type]
         model = _built_models[key]

@@ -14,14 +14,15 @@ Knows nothing of models or tensors.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pacellm_rag.context.lexical import BM25, words_of
 from pacellm_rag.context.matching import find_quote, reduce_text
-from pacellm_rag.context.packing import MARKER, PackedContext, Segment
+from pacellm_rag.context.packing import MARKER, PackedContext, Segment, markers_in
 from pacellm_rag.context.prompts import NOT_ANSWERED
 from pacellm_rag.context.sentences import sentence_spans
 
@@ -77,11 +78,22 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each sign counts; each is a share over all pages before it is weighed."""
+    """How much each sign counts; each is a share over all pages before it is weighed.
 
-    attention: float = 1.0
-    words: float = 0.5
-    marker: float = 0.5
+    Attributes:
+        attention: of the retrieval heads on the page while the statement was written.
+        question: words that the page shares with the question; divided by the number of
+            statements in the answer, since a long answer goes beyond its question.
+        statement: words that the page shares with the statement.
+        sentence: words that the page's best sentence shares with question and statement.
+        marker: the model named the page itself.
+    """
+
+    attention: float = 0.5
+    question: float = 1.0
+    statement: float = 0.5
+    sentence: float = 0.5
+    marker: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,38 +142,36 @@ class CitationResolver:
             cite: False leaves the citations out.
         """
         text = _without_markers(answer)
-        if not cite or not words_of(text) or _declines(text):
+        if not cite or not reduce_text(text)[0] or _declines(text):
             return Resolved(text, ())
         found: dict[int, Citation] = {}
-        for start, end in _statements(answer):
-            for page, citation in self._cite_statement(question, answer, start, end, evidence):
+        statements = _statements(answer)
+        for start, end in statements:
+            attention = self._sentence_attention(start, end, evidence)
+            for page, citation in self._cite_statement(
+                question, answer[start:end], attention, len(statements)
+            ):
                 known = found.get(page)
                 if known is None or citation.score > known.score:
                     found[page] = citation
         ordered = list(found.values())[:_MOST_CITATIONS]
         return Resolved(text, tuple(self._with_quotations(text, ordered)))
 
-    def page_evidence(
-        self, question: str, answer: str, evidence: Evidence
-    ) -> dict[str, list[float]]:
-        """The share of each page in each sign, for a whole answer; for measuring the signs."""
-        attention = self._sentence_attention(0, len(answer), evidence)
-        return {
-            "attention": _shares(self._by_page(attention)),
-            "words": self._word_shares(question, answer),
-        }
-
     def _cite_statement(
-        self, question: str, answer: str, start: int, end: int, evidence: Evidence
+        self, question: str, statement: str, attention: Sequence[float], statements: int
     ) -> list[tuple[int, Citation]]:
-        statement = answer[start:end]
-        attention = self._sentence_attention(start, end, evidence)
-        read = _shares(self._by_page(attention))
-        words = self._word_shares(question, _without_markers(statement))
         named = self._named_pages(statement)
-        marked = [1.0 / len(named) if page in named else 0.0 for page in range(len(read))]
+        asked, said = words_of(question), words_of(_without_markers(statement))
+        read = _shares(self._by_page(attention))
+        by_sentence = self._sentence_words.scores([*asked, *said])
         weights = self._weights
-        signs = ((weights.attention, read), (weights.words, words), (weights.marker, marked))
+        signs = [
+            (weights.attention, read),
+            (weights.question / statements, _shares(self._page_words.scores(asked))),
+            (weights.statement, _shares(self._page_words.scores(said))),
+            (weights.sentence, _shares(self._by_page(by_sentence, max))),
+            (weights.marker, _shares([float(page in named) for page in range(len(read))])),
+        ]
         total = sum(weight for weight, shares in signs if any(shares))
         if not total:
             return []
@@ -170,15 +180,11 @@ class CitationResolver:
             for page in range(len(read))
         ]
         best = max(scores)
-        pages = [
-            p
-            for p in sorted(range(len(scores)), key=lambda p: -scores[p])
-            if scores[p] >= _ALSO * best
-        ]
-        query = [*words_of(question), *words_of(statement) * 2]
+        pages = [page for page, score in enumerate(scores) if score >= _ALSO * best]
+        query = [*asked, *said, *said]
         return [
             (page, self._citation(page, scores[page], named, read, attention, query))
-            for page in pages
+            for page in sorted(pages, key=lambda page: -scores[page])
         ]
 
     def _citation(
@@ -220,7 +226,7 @@ class CitationResolver:
         weights = self._weights
         best = max(
             range(len(own)),
-            key=lambda i: weights.attention * read[i] + weights.words * shared[i],
+            key=lambda i: weights.attention * read[i] + weights.sentence * shared[i],
         )
         sentence = self._sentences[own[best]]
         return " ".join(self._packed.text[sentence.start : sentence.end].split())
@@ -238,19 +244,18 @@ class CitationResolver:
             before = after
         return total
 
-    def _by_page(self, per_sentence: Sequence[float]) -> list[float]:
-        totals = [0.0] * len(self._packed.segments)
+    def _by_page(
+        self, per_sentence: Sequence[float], join: Callable[[float, float], float] = operator.add
+    ) -> list[float]:
+        joined = [0.0] * len(self._packed.segments)
         for sentence, value in zip(self._sentences, per_sentence, strict=True):
-            totals[sentence.page] += value
-        return totals
-
-    def _word_shares(self, question: str, statement: str) -> list[float]:
-        return _shares(self._page_words.scores([*words_of(question), *words_of(statement)]))
+            joined[sentence.page] = join(joined[sentence.page], value)
+        return joined
 
     def _named_pages(self, statement: str) -> list[int]:
         pages = []
-        for match in MARKER.finditer(statement):
-            segment = self._packed.find_marker(int(match.group(1)), int(match.group(2)))
+        for document, page in markers_in(statement):
+            segment = self._packed.find_marker(document, page)
             if segment is not None:
                 pages.append(self._packed.segments.index(segment))
         return list(dict.fromkeys(pages))

@@ -1,6 +1,7 @@
 """Finding a quotation on a page, whatever line breaks, hyphens and ligatures have done to it.
 
-Both sides are reduced to letters and digits (NFKC, case folded) with a map back to characters.
+Both sides are reduced to letters and digits (NFKD, so without accents; case folded), with a map
+back to characters.
 Knows nothing of documents or models.
 """
 
@@ -16,7 +17,7 @@ def reduce_text(text: str) -> tuple[str, list[int]]:
     kept: list[str] = []
     places: list[int] = []
     for index, character in enumerate(text):
-        for folded in unicodedata.normalize("NFKC", character).casefold():
+        for folded in unicodedata.normalize("NFKD", character).casefold():
             if folded.isalnum():
                 kept.append(folded)
                 places.append(index)

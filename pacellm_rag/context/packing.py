@@ -16,15 +16,34 @@ from dataclasses import dataclass
 from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.errors import ConfigurationError
 
-__all__ = ["MARKER", "PackedContext", "Segment", "pack_context", "page_marker"]
+__all__ = [
+    "MARKER",
+    "PackedContext",
+    "Segment",
+    "markers_in",
+    "pack_context",
+    "page_marker",
+]
 
-MARKER = re.compile(r"\[D(\d{1,4}) p(\d{1,6})\]")
+_PAGE = re.compile(r"D(\d{1,4})[, ]\s?p\.?\s?(\d{1,6})")
+_PAGE_BARE = r"D\d{1,4}[, ]\s?p\.?\s?\d{1,6}"
+# `[D1 p2]`, and what models make of it: `[D1, p. 2]`, `[D1 p2, D3 p4]`
+MARKER = re.compile(rf"\[{_PAGE_BARE}(?:\s?[,;]\s?{_PAGE_BARE})*\]")
 _NO_TEXT = "(This page has no text.)"
 
 
 def page_marker(document: int, page_number: int) -> str:
     """The marker of a page: documents count from 0 here and from 1 in the marker."""
     return f"[D{document + 1} p{page_number}]"
+
+
+def markers_in(text: str) -> list[tuple[int, int]]:
+    """The (document number, page number) of every marker in a text, in order, both from 1."""
+    return [
+        (int(document), int(page))
+        for match in MARKER.finditer(text)
+        for document, page in _PAGE.findall(match.group())
+    ]
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Segment:
         document: index of the document, from 0.
         page: index of the page within its document, from 0.
         start: first character of the page's own text (the marker is before it).
-        end: the character after its last.
+        end: the character after its last; equal to `start` for a page without text.
     """
 
     document: int
@@ -108,8 +127,9 @@ def pack_context(documents: Sequence[Document]) -> PackedContext:
         for number, page in enumerate(document.pages):
             add(f"{page_marker(index, page.number)}\n")
             start = length
-            add(_disarm(page.text) if page.text.strip() else _NO_TEXT)
+            if page.text.strip():
+                add(_disarm(page.text))
             segments.append(Segment(index, number, start, length))
-            add("\n\n")
+            add("\n\n" if length > start else f"{_NO_TEXT}\n\n")
         spans.append((begin, length))
     return PackedContext(tuple(documents), "".join(parts), tuple(segments), tuple(spans))

@@ -114,7 +114,8 @@ def plan_question(
     """
     prompt = tokenizer.encode_messages(build_messages(packed, question, history))
     base = locate_context(prompt, packed)
-    spans = [(start + base, end + base) for start, end in packed.document_spans]
+    last = base + len(packed.text.rstrip())
+    spans = [(start + base, min(end + base, last)) for start, end in packed.document_spans]
     documents = tuple(
         DocumentTokens(document.title, len(document.pages), end - start)
         for document, (start, end) in zip(

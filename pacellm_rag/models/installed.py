@@ -6,7 +6,6 @@ Reads folders and their `config.json`; loads no weights, needs no torch, asks no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from pacellm_rag.errors import ModelError, ModelNotInstalledError
 from pacellm_rag.models.default_model import DEFAULT_MODEL, default_model_folder
 
-__all__ = ["InstalledModel", "find_model", "installed_models"]
+__all__ = ["InstalledModel", "find_model", "installed_models", "scan_hub"]
 
 _DECODERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -71,7 +70,7 @@ class InstalledModel:
 
 def installed_models() -> list[InstalledModel]:
     """The default model, where it is installed, then the decoders in the hub's cache by name."""
-    models = sorted(_hub_models(), key=lambda model: model.name.lower())
+    models = sorted(scan_hub(), key=lambda model: model.name.lower())
     try:
         folder = default_model_folder()
     except ModelNotInstalledError:
@@ -96,7 +95,7 @@ def find_model(name: str | None = None) -> InstalledModel:
         folder = Path(name).expanduser()
         found = _describe(folder.resolve().name, folder, "folder")
     else:
-        found = next((model for model in _hub_models() if model.name == name), None)
+        found = next((model for model in scan_hub() if model.name == name), None)
     if found is None:
         raise ModelError(
             f"There is no complete model {name} on this machine. `pacellm-rag models list` shows "
@@ -105,14 +104,20 @@ def find_model(name: str | None = None) -> InstalledModel:
     return found
 
 
-def _hub_models() -> Iterator[InstalledModel]:
+def scan_hub(folder: Path | None = None) -> list[InstalledModel]:
+    """The complete decoders in the model hub's cache.
+
+    Args:
+        folder: the cache; None for the user's.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(folder).repos
     except (CacheNotFound, OSError, ValueError):
-        return
+        return []
+    found = []
     for repository in repositories:
         if repository.repo_type != "model":
             continue
@@ -120,11 +125,9 @@ def _hub_models() -> Iterator[InstalledModel]:
         versions = sorted(
             repository.revisions, key=lambda r: ("main" not in r.refs, -r.last_modified)
         )
-        for version in versions:
-            model = _describe(repository.repo_id, version.snapshot_path, "hub")
-            if model is not None:
-                yield model
-                break
+        models = (_describe(repository.repo_id, v.snapshot_path, "hub") for v in versions)
+        found += [model for model in models if model is not None][:1]
+    return found
 
 
 def _describe(

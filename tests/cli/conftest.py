@@ -24,6 +24,8 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("PACELLM_RAG_CACHE", str(tmp_path / "cache"))
     (tmp_path / "config.toml").touch()
     monkeypatch.setenv("PACELLM_RAG_CONFIG", str(tmp_path / "config.toml"))
+    # would change how transformers logs for the rest of the test run
+    monkeypatch.setattr(opening, "hush_libraries", lambda: None)
 
 
 @pytest.fixture

@@ -197,11 +197,11 @@ def test_the_settings_file_and_variables_stand_in_for_options(
 def test_controls_and_markup_in_answers_and_names_do_not_reach_the_terminal(
     run: Run, use_model: UseModel, tmp_path: Path
 ) -> None:
-    path = tmp_path / "re\x1b[2Jport [bold]x[/bold].txt"
+    path = tmp_path / "re\x1b[2Jport [bold]x.txt"
     path.write_text("The plant\x1b]0;title\x07 closes in March.", encoding="utf-8")
-    use_model(ScriptedModel(["\x1b[31mMarch\x9b2J [red]x[/red]."]))
+    use_model(ScriptedModel(["\x1b[31m March \x9b2J [red]x[/red]."]))
     result = run("ask", str(path), "-q", "When?")
     assert result.exit_code == 0
     assert not {"\x1b", "\x07", "\x9b"} & set(result.output)
     assert "[red]x[/red]." in result.stdout
-    assert "[bold]x[/bold]" in result.stdout
+    assert "[bold]x" in result.stdout

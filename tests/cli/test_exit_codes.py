@@ -135,7 +135,7 @@ def test_the_version_is_that_of_the_package(run: Run) -> None:
 def test_a_failing_question_keeps_the_answers_before_it(
     run: Run, report: str, use_model: Callable[[ScriptedModel], object]
 ) -> None:
-    model = ScriptedModel(["One."], context_window=400)
+    model = ScriptedModel(["One."], context_window=600)
     use_model(model)
     result = run("ask", report, "--no-citations", stdin=f"Short?\n{'long ' * 400}\n")
     assert result.exit_code == 4

@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all the set-up themselves; PYTHON=python3.12 chooses another one.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DOCUMENTS := examples/documents/annual-report.pdf examples/documents/supplier-contract.pdf \
+	examples/documents/equipment-manual.pdf
+
+.PHONY: demo test lint types unit bench samples clean
+
+demo: $(VENV)/.user
+	$(BIN)/pacellm-rag models install
+	$(BIN)/python examples/01_demo.py
+
+test: lint types unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/pacellm-rag models install
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev
+	$(BIN)/pacellm-rag models install
+	$(BIN)/python benchmarks/read.py
+	$(BIN)/python benchmarks/answers.py
+
+samples: $(VENV)/.dev
+	$(BIN)/python examples/make_documents.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.user
