@@ -29,6 +29,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "platformdirs",
         },
     ),
+    "evaluation": (set(), set()),
     "reader": ({"errors", "protocols", "documents.types", "context"}, set()),
     "testing": ({"errors", "protocols", "models"}, {"torch", "transformers", "tokenizers"}),
     "cli": (

@@ -13,7 +13,7 @@ import click
 from pacellm_rag.cli.answering import answer_json, describe_receipt, print_answer
 from pacellm_rag.cli.opening import count, open_documents, open_reader
 from pacellm_rag.cli.options import document_options, setting_options
-from pacellm_rag.cli.terminal import Terminal
+from pacellm_rag.cli.terminal import Terminal, clean
 from pacellm_rag.context.planning import Plan
 from pacellm_rag.settings import Settings
 
@@ -55,6 +55,7 @@ def ask(
     The files are read whole, once, then every question is answered from what was read. Answers
     and their sources go to standard output, everything else to standard error.
     """
+    questions = tuple(map(clean, questions))
     if plan_only:
         _print_plans(files, password, questions or ("",), settings, terminal, as_json)
         return
@@ -89,7 +90,7 @@ def _pending_questions(questions: Sequence[str]) -> Iterator[str]:
         return iter(questions)
     if sys.stdin.isatty():
         raise click.UsageError('Ask something: -q "...", or questions on standard input.')
-    lines = (line.strip() for line in sys.stdin)
+    lines = (clean(line).strip() for line in sys.stdin)
     piped = (line for line in lines if line)
     first = next(piped, None)
     if first is None:

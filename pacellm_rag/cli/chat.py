@@ -11,7 +11,7 @@ import click
 from pacellm_rag.cli.answering import describe_citation, describe_receipt, print_answer
 from pacellm_rag.cli.opening import open_documents, open_reader
 from pacellm_rag.cli.options import document_options, setting_options
-from pacellm_rag.cli.terminal import Terminal
+from pacellm_rag.cli.terminal import Terminal, clean
 from pacellm_rag.errors import PaceLLMError
 from pacellm_rag.protocols import Message
 from pacellm_rag.reader import Answer, DocumentReader
@@ -112,14 +112,14 @@ def _typed_lines(terminal: Terminal) -> Iterator[str]:
     """Lines that are not blank, from a terminal with a prompt and line editing, or a pipe."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
-            if line.strip():
-                yield line.strip()
+            if clean(line).strip():
+                yield clean(line).strip()
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() editing and history
     while True:
         try:
-            line = _prompt_for_line().strip()
+            line = clean(_prompt_for_line()).strip()
         except EOFError:
             terminal.line()
             return

@@ -75,9 +75,11 @@ class Terminal:
         """Says on standard error what went wrong."""
         self.plain(f"Error: {text}", style="red")
 
-    def plain(self, text: str, style: str | None = None) -> None:
+    def plain(self, text: str, style: str = "") -> None:
         """Puts lines on standard error, above a progress bar where there is one."""
-        self.console.out(clean(text), style=style, highlight=False)
+        # only people want lines broken: whoever searches a file looks for whole ones
+        broken = self.console.is_terminal
+        self.console.print(Text(clean(text), style=style), soft_wrap=not broken)
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

@@ -73,6 +73,14 @@ def test_no_question_is_wrong_use_and_loads_nothing(
     assert opened == []
 
 
+def test_bytes_that_are_no_text_do_not_reach_the_model(
+    run: Run, use_model: UseModel, report: str
+) -> None:
+    use_model(ScriptedModel())
+    result = run("ask", report, "-q", "Wh\udcff\x1by?", "--json")
+    assert json.loads(result.stdout)["question"] == "Wh\N{REPLACEMENT CHARACTER}y?"
+
+
 def test_an_empty_question_is_wrong_use(run: Run, use_model: UseModel, report: str) -> None:
     use_model(ScriptedModel())
     assert run("ask", report, "-q", " ").exit_code == 2

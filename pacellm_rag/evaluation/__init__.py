@@ -1,0 +1,1 @@
+"""Measuring answers. Knows answers as text; knows nothing of models."""
