@@ -25,20 +25,19 @@ ROOT = Path(__file__).parents[1]
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACELLM_RAG_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("PACELLM_RAG_CONFIG", str(tmp_path_factory.mktemp("config") / "none.toml"))
+        settings = tmp_path_factory.mktemp("config") / "empty.toml"
+        settings.touch()
+        patch.setenv("PACELLM_RAG_CONFIG", str(settings))
         for name in [n for n in os.environ if n.startswith("PACELLM_RAG_")]:
             if name not in ("PACELLM_RAG_CACHE", "PACELLM_RAG_CONFIG"):
                 patch.delenv(name)
         yield
 
 
-@pytest.fixture
-def real_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points back to the user's cache, where the default model is installed."""
-    if _REAL_CACHE is None:
-        monkeypatch.delenv("PACELLM_RAG_CACHE")
-    else:
-        monkeypatch.setenv("PACELLM_RAG_CACHE", _REAL_CACHE)
+@pytest.fixture(scope="session")
+def real_cache_folder() -> str | None:
+    """The user's own setting of the cache, where the default model is installed."""
+    return _REAL_CACHE
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +48,11 @@ def _built_models() -> dict[tuple[str, str], PaceModel]:
 @pytest.fixture
 def tiny(_built_models: dict[tuple[str, str], PaceModel]) -> Callable[..., PaceModel]:
     """`tiny_model`, built once a session and copied for each test."""
+    import torch
+
     from pacellm_rag.testing import tiny_model
+
+    torch.set_num_threads(1)  # tensors this small are slower on two
 
     def build(family: str = "llama", **options: object) -> PaceModel:
         key = (family, repr(sorted(options.items())))

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pacellm_rag.cli.answer_text import MarkerFilter
 from pacellm_rag.cli.terminal import Terminal
 from pacellm_rag.context.citations import Citation
+from pacellm_rag.context.markers import MarkerFilter
 from pacellm_rag.protocols import Message
 from pacellm_rag.reader import Answer, AnswerStream, DocumentReader, Receipt
 from pacellm_rag.settings import Settings

@@ -19,6 +19,7 @@ from pacellm_rag.context.packing import pack_context
 from pacellm_rag.context.planning import Plan, plan_question
 from pacellm_rag.documents import Document, load_documents
 from pacellm_rag.errors import DocumentError
+from pacellm_rag.models.default_model import default_model_folder
 from pacellm_rag.protocols import PromptTokenizer, TextModel
 from pacellm_rag.reader import DocumentReader
 from pacellm_rag.settings import Settings
@@ -35,6 +36,8 @@ __all__ = [
 
 def open_tokenizer(settings: Settings) -> PromptTokenizer:
     """Loads a tokenizer, without weights."""
+    if settings.model is None:
+        default_model_folder()  # refuses before the libraries load, which takes seconds
     hush_libraries()
     from pacellm_rag.models.loading import load_tokenizer
 
@@ -135,6 +138,7 @@ def _may_download(settings: Settings) -> bool:
 
 def hush_libraries() -> None:
     """Switches off what transformers shows on its own, but for downloads from the hub."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; the hub overrules it
     import transformers
     from huggingface_hub.utils.tqdm import enable_progress_bars
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pacellm_rag.context.lexical import BM25, words_of
+from pacellm_rag.context.markers import markers_in, without_markers
 from pacellm_rag.context.matching import find_quote, reduce_text
-from pacellm_rag.context.packing import MARKER, PackedContext, Segment, markers_in
+from pacellm_rag.context.packing import PackedContext, Segment
 from pacellm_rag.context.prompts import NOT_ANSWERED
 from pacellm_rag.context.sentences import sentence_spans
 
@@ -141,7 +142,7 @@ class CitationResolver:
             evidence: what the model tells about them.
             cite: False leaves the citations out.
         """
-        text = _without_markers(answer)
+        text = without_markers(answer)
         if not cite or not reduce_text(text)[0] or _declines(text):
             return Resolved(text, ())
         found: dict[int, Citation] = {}
@@ -161,7 +162,7 @@ class CitationResolver:
         self, question: str, statement: str, attention: Sequence[float], statements: int
     ) -> list[tuple[int, Citation]]:
         named = self._named_pages(statement)
-        asked, said = words_of(question), words_of(_without_markers(statement))
+        asked, said = words_of(question), words_of(without_markers(statement))
         read = _shares(self._by_page(attention))
         by_sentence = self._sentence_words.scores([*asked, *said])
         weights = self._weights
@@ -301,12 +302,6 @@ def _shares(values: Sequence[float]) -> list[float]:
     return [value / total for value in values] if total > 0 else [0.0] * len(values)
 
 
-def _without_markers(text: str) -> str:
-    """The text without page markers and the blanks they leave behind."""
-    bare = re.sub(rf"[ \t]*\(?{MARKER.pattern}\)?", "", text)
-    return re.sub(r"[ \t]+([.,;:!?])", r"\1", bare).strip()
-
-
 def _declines(text: str) -> bool:
     return reduce_text(text)[0].startswith(reduce_text(NOT_ANSWERED)[0])
 
@@ -315,7 +310,7 @@ def _statements(answer: str) -> list[tuple[int, int]]:
     """The answer's sentences; a marker behind a full stop belongs to the sentence before it."""
     spans: list[tuple[int, int]] = []
     for start, end in sentence_spans(answer):
-        bare = _without_markers(answer[start:end])
+        bare = without_markers(answer[start:end])
         if spans and not words_of(bare):
             spans[-1] = (spans[-1][0], end)
         else:

@@ -8,42 +8,17 @@ place on the page. Knows nothing of tokens or models.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pacellm_rag.context.markers import disarm_markers, page_marker
 from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.errors import ConfigurationError
 
-__all__ = [
-    "MARKER",
-    "PackedContext",
-    "Segment",
-    "markers_in",
-    "pack_context",
-    "page_marker",
-]
+__all__ = ["PackedContext", "Segment", "pack_context"]
 
-_PAGE = re.compile(r"D(\d{1,4})[, ]\s?p\.?\s?(\d{1,6})")
-_PAGE_BARE = r"D\d{1,4}[, ]\s?p\.?\s?\d{1,6}"
-# `[D1 p2]`, and what models make of it: `[D1, p. 2]`, `[D1 p2, D3 p4]`
-MARKER = re.compile(rf"\[{_PAGE_BARE}(?:\s?[,;]\s?{_PAGE_BARE})*\]")
 _NO_TEXT = "(This page has no text.)"
-
-
-def page_marker(document: int, page_number: int) -> str:
-    """The marker of a page: documents count from 0 here and from 1 in the marker."""
-    return f"[D{document + 1} p{page_number}]"
-
-
-def markers_in(text: str) -> list[tuple[int, int]]:
-    """The (document number, page number) of every marker in a text, in order, both from 1."""
-    return [
-        (int(document), int(page))
-        for match in MARKER.finditer(text)
-        for document, page in _PAGE.findall(match.group())
-    ]
 
 
 @dataclass(frozen=True)
@@ -98,10 +73,6 @@ class PackedContext:
         return None
 
 
-def _disarm(text: str) -> str:
-    return MARKER.sub(lambda match: f"({match.group(0)[1:-1]})", text)
-
-
 def pack_context(documents: Sequence[Document]) -> PackedContext:
     """Lays documents one after the other, every page behind its marker.
 
@@ -122,13 +93,13 @@ def pack_context(documents: Sequence[Document]) -> PackedContext:
 
     for index, document in enumerate(documents):
         begin = length
-        title = " ".join(_disarm(document.title).split())
+        title = " ".join(disarm_markers(document.title).split())
         add(f"Document D{index + 1}: {title}\n\n")
         for number, page in enumerate(document.pages):
             add(f"{page_marker(index, page.number)}\n")
             start = length
             if page.text.strip():
-                add(_disarm(page.text))
+                add(disarm_markers(page.text))
             segments.append(Segment(index, number, start, length))
             add("\n\n" if length > start else f"{_NO_TEXT}\n\n")
         spans.append((begin, length))

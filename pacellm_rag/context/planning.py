@@ -85,7 +85,7 @@ class Plan:
             f"  {self.other_tokens:>9,}  instructions, conversation and question",
             f"  {self.answer_tokens:>9,}  kept for the answer",
             "Leave out documents or pages, keep fewer tokens for the answer, take a model with a "
-            "larger window, or stretch this one's with context_window=.",
+            "larger window, or stretch this one's (context_window, --context-window).",
         ]
         raise ContextOverflowError(
             "\n".join(lines),

@@ -1,8 +1,8 @@
 """Where sentences begin and end on a page.
 
-PDF text breaks lines inside sentences and has none in tables, so a full stop ends a sentence, a
-blank line ends a paragraph, and what is still too long (tables, lists) is cut at its lines.
-Knows nothing of documents or models.
+PDF text breaks lines inside sentences and has none in tables. So a full stop ends a sentence, a
+blank line a paragraph, and a line of a table is a sentence of its own; what is still too long is
+cut near its middle. Knows nothing of documents or models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|vs|etc|e\.g|i\.e|cf|al|Fig|Figs|Eq|Sec|Art|approx|ca"
     r"|Inc|Ltd|Co|Corp|Jr|Sr|pp?|Vol|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)|\b[A-Z])\.$"
 )
-_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|\n[ \t]*\n|[。！？]")  # noqa: RUF001
+_NUMBER = re.compile(r"[^\w\s]*\d[\d.,:/%-]*[^\w\s]*")
+_END = re.compile(r"[.!?…][\"'”’)\]]*(?=\s)|\n[ \t]*\n|\n|[。！？]")  # noqa: RUF001
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
@@ -27,7 +28,11 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = 0
     for match in _END.finditer(text):
-        if match.group(0).isspace():
+        if match.group() == "\n":
+            if not _is_row(text, match.start()):
+                continue
+            spans.extend(_cut(text, start, match.start()))
+        elif match.group().isspace():
             spans.extend(_cut(text, start, match.start()))
         elif _is_sentence_end(text, start, match.end()):
             spans.extend(_cut(text, start, match.end()))
@@ -36,6 +41,19 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         start = match.end()
     spans.extend(_cut(text, start, len(text)))
     return spans
+
+
+def _is_row(text: str, line_end: int) -> bool:
+    """Whether the line before or behind a line end is a row of a table: a third of it numbers."""
+    before = text[text.rfind("\n", 0, line_end) + 1 : line_end]
+    behind_end = text.find("\n", line_end + 1)
+    behind = text[line_end + 1 : behind_end if behind_end >= 0 else len(text)]
+    return any(_mostly_numbers(line.split()) for line in (before, behind))
+
+
+def _mostly_numbers(words: list[str]) -> bool:
+    numbers = sum(_NUMBER.fullmatch(word) is not None for word in words)
+    return numbers >= 2 and 3 * numbers >= len(words)
 
 
 def _is_sentence_end(text: str, start: int, end: int) -> bool:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pacellm_rag.context.packing import MARKER, markers_in, pack_context, page_marker
+from pacellm_rag.context.markers import markers_in, page_marker
+from pacellm_rag.context.packing import pack_context
 from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.errors import ConfigurationError
 
@@ -32,7 +33,7 @@ def test_every_page_stands_in_the_text_where_its_segment_says(given_: list[Docum
         text = packed.text[segment.start : segment.end]
         if page.text.strip():
             assert len(text) == len(page.text)
-            assert not MARKER.search(text)
+            assert not markers_in(text)
             marker = page_marker(segment.document, page.number)
             assert packed.text[: segment.start].endswith(f"{marker}\n")
         else:

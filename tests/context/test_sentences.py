@@ -44,9 +44,18 @@ def test_sentences_end_where_people_end_them(text: str, expected: list[str]) -> 
     assert sentences(text) == expected
 
 
-def test_tables_are_cut_at_their_lines() -> None:
-    row = "Revenue from water sales 12.3 14.5"
-    table = "\n".join([row] * 30)
-    parts = sentences(table)
+def test_every_row_of_a_table_is_a_sentence() -> None:
+    text = "Figures in EUR million\nItem 2023 2024\nSales of water 12.3 14.5\nGrants 1.0 (2.0)\nAs"
+    assert sentences(text) == text.split("\n")
+
+
+def test_a_line_of_prose_with_figures_is_no_row() -> None:
+    text = "In 2024 the plant made 12 million cubic metres of water, which was\nmore than before."
+    assert sentences(text) == [text]
+
+
+def test_long_text_without_stops_is_cut_at_its_lines() -> None:
+    row = "A list entry without any stop"
+    parts = sentences("\n".join([row] * 30))
     assert len(parts) > 1
-    assert all(part.startswith("Revenue") and part.endswith("14.5") for part in parts)
+    assert all(part.startswith("A list") and part.endswith("stop") for part in parts)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pacellm_rag.cli.answer_text import MarkerFilter
 from pacellm_rag.context.citations import CitationResolver, Evidence
+from pacellm_rag.context.markers import MarkerFilter
 from pacellm_rag.context.packing import pack_context
 from pacellm_rag.documents import text_document
 
@@ -13,6 +13,9 @@ PARTS = [
     "[D1 p2]",
     "[D12 p34]",
     "([D1 p1])",
+    "[D1, p. 2]",
+    "[D1 p2, D3 p4]",
+    "[D1 p2;",
     "[D1",
     " p",
     "[",
@@ -34,6 +37,7 @@ def filtered(pieces: list[str]) -> str:
     return "".join([words.feed(piece) for piece in pieces] + [words.flush()])
 
 
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(PARTS), max_size=12).map("".join), st.data())
 def test_pieces_add_up_to_the_answer_without_markers_however_it_is_cut(
     text: str, data: st.DataObject
