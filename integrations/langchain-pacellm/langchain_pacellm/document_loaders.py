@@ -13,9 +13,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from langchain_core.document_loaders import BaseBlobParser, BaseLoader
+from langchain_core.document_loaders import BaseBlobParser, BaseLoader, Blob
 from langchain_core.documents import Document
-from langchain_core.documents.base import Blob
 
 import pacellm_rag.documents as files
 from pacellm_rag.documents import DocumentLimits
