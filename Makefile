@@ -10,7 +10,12 @@ DOCUMENTS := examples/documents/annual-report.pdf examples/documents/supplier-co
 
 demo: $(VENV)/.user
 	$(BIN)/pacellm-rag models install
-	$(BIN)/python examples/01_demo.py
+	$(BIN)/pacellm-rag ask $(DOCUMENTS) --max-new-tokens 40 \
+		-q "How many smart meters did Vessary Water install in 2024?" \
+		-q "Within how many days are the Supplier's invoices payable?" \
+		-q "Who signed the contract for the Supplier?" \
+		-q "To what torque are the coupling bolts tightened?" \
+		-q "Which shipping company carried the pump sets to Norrock?"
 
 test: lint types unit
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from pacellm_rag.models.model import PaceModel
+    from pacellm_rag.pace.config import PaceConfig
 
 __all__ = [
     "FAMILIES",
@@ -280,6 +281,7 @@ def tiny_model(
     dtype: str = "float32",
     attention: str = "auto",
     window: int = 1024,
+    pace: PaceConfig | None = None,
     **changes: Any,
 ) -> PaceModel:
     """A random decoder of three layers of a real architecture, with the byte tokenizer.
@@ -290,6 +292,7 @@ def tiny_model(
         dtype: "float32" or "bfloat16".
         attention: as for `load_model`.
         window: tokens per forward pass while reading.
+        pace: settings of activation memory banks to attach.
         changes: fields of the family's configuration.
     """
     import torch
@@ -316,4 +319,4 @@ def tiny_model(
     name = f"tiny-{family}"
     window_size = config.max_position_embeddings
     tokenizer = ChatTokenizer(byte_tokenizer(), name=name, context_window=window_size)
-    return wrap_module(module, tokenizer, attention=attention, window=window)
+    return wrap_module(module, tokenizer, attention=attention, window=window, pace=pace)

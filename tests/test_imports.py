@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "context": ({"errors", "protocols", "documents.types"}, set()),
     "pace": ({"errors"}, {"torch", "transformers"}),
     "models": (
-        {"errors", "protocols", "files"},
+        {"errors", "protocols", "files", "pace"},
         {
             "torch", "transformers", "huggingface_hub", "safetensors", "filelock", "jinja2",
             "platformdirs",
@@ -32,9 +32,12 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "evaluation": (set(), set()),
     "reader": ({"errors", "protocols", "documents.types", "context"}, set()),
-    "testing": ({"errors", "protocols", "models"}, {"torch", "transformers", "tokenizers"}),
+    "testing": ({"errors", "protocols", "models", "pace"}, {"torch", "transformers", "tokenizers"}),
     "cli": (
-        {"errors", "files", "protocols", "settings", "documents", "context", "models", "reader"},
+        {
+            "errors", "files", "protocols", "settings", "documents", "context", "pace", "models",
+            "reader",
+        },
         {"click", "rich", "transformers", "huggingface_hub"},
     ),
 }  # fmt: skip

@@ -32,6 +32,7 @@ from pacellm_rag.models.kv_cache import branch_cache, detach_cache, new_cache, r
 from pacellm_rag.models.retrieval_heads import RetrievalHeads, attention_to_spans
 from pacellm_rag.models.text_stream import TextStream
 from pacellm_rag.models.tokenizer import ChatTokenizer
+from pacellm_rag.pace.cache import close_windows, set_phase
 from pacellm_rag.protocols import (
     CancelSignal,
     FinishReason,
@@ -160,7 +161,9 @@ def prefill(
         CancelledError: `cancel` was set.
     """
     cache = new_cache(model.config, len(token_ids) + reserve)
+    set_phase(cache, "read")
     _read(model, cache, token_ids, window, progress, cancel)
+    close_windows(cache)  # what follows is another message: the bank's windows start anew
     return PrefixState(token_ids, cache, model.config)
 
 
@@ -279,6 +282,7 @@ class Generation:
         options = self._options
         rest = self._token_ids[self.tokens_reused :]
         cut = (len(rest) - 1) // self._window * self._window
+        set_phase(cache, "read")
         _read(self._model, cache, rest[:cut], self._window, None, self._cancel)
         sample = _Sampler(options, self._model.device)
         feed = rest[cut:]
@@ -299,6 +303,7 @@ class Generation:
                 self.finish_reason = "length"
                 break
             feed = (token,)
+            set_phase(cache, "decode")
         tail = self._stream.flush()
         if tail:
             yield tail

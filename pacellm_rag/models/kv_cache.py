@@ -150,7 +150,11 @@ def new_cache(config: PretrainedConfig, capacity: int) -> Cache:
 
 
 def rewindable(cache: Cache) -> bool:
-    """Whether the cache can be branched at an earlier length than its own."""
+    """Whether the cache can be branched at an earlier length than its own.
+
+    Not with sliding windows, nor where a layer carries PaceLLM's memory, which is of a class of
+    its own: neither keeps what it was earlier.
+    """
     return all(type(layer) is PreallocatedLayer for layer in cache.layers)
 
 
@@ -163,7 +167,7 @@ def branch_cache(cache: Cache, length: int) -> Cache:
     other = copy.copy(cache)
     with torch.no_grad():
         other.layers = [
-            layer.branch(length) if type(layer) is PreallocatedLayer else copy.deepcopy(layer)
+            layer.branch(length) if isinstance(layer, PreallocatedLayer) else copy.deepcopy(layer)
             for layer in cache.layers
         ]
     return other
@@ -172,7 +176,7 @@ def branch_cache(cache: Cache, length: int) -> Cache:
 def detach_cache(cache: Cache, capacity: int) -> None:
     """Gives a branch its own buffers of `capacity` tokens, so that others may use the old ones."""
     for layer in cache.layers:
-        if type(layer) is PreallocatedLayer:
+        if isinstance(layer, PreallocatedLayer):
             layer.reserve(capacity)
 
 
@@ -180,7 +184,7 @@ def cache_bytes(cache: Cache) -> int:
     """Bytes allocated by the cache's tensors."""
     total = 0
     for layer in cache.layers:
-        if type(layer) is PreallocatedLayer:
+        if isinstance(layer, PreallocatedLayer):
             tensors: Iterable[object] = layer._buffers or ()
         else:
             tensors = vars(layer).values()

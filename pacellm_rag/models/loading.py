@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -28,6 +28,8 @@ from pacellm_rag.models.attention import IMPLEMENTATION
 from pacellm_rag.models.default_model import default_model_folder
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.tokenizer import ChatTokenizer
+from pacellm_rag.pace.attach import saved_config
+from pacellm_rag.pace.config import PaceConfig
 
 __all__ = ["best_dtype", "load_model", "load_tokenizer", "wrap_module"]
 
@@ -234,6 +236,7 @@ def wrap_module(
     *,
     attention: str = "auto",
     window: int = 1024,
+    pace: PaceConfig | Literal["auto"] | None = "auto",
 ) -> PaceModel:
     """Makes a reader's model of weights that are in memory already.
 
@@ -241,15 +244,21 @@ def wrap_module(
         module: a causal language model of transformers.
         tokenizer: its tokenizer, with the context window to keep to.
         attention: "auto" switches to this package's attention function where the model's own is
-            plain; anything else leaves it as it is.
+            plain, and to eager attention where scores are soft-capped; anything else leaves it as
+            it is.
         window: tokens per forward pass while reading.
+        pace: as for `load_model`.
     """
     config = module.config.get_text_config(decoder=True)
     softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-    plain = module._supports_sdpa and not softcapped and module._can_set_attn_implementation()
-    if attention == "auto" and plain:
-        module.set_attn_implementation(IMPLEMENTATION)
-    return PaceModel(module, tokenizer, window=window)
+    if attention == "auto" and module._can_set_attn_implementation():
+        if softcapped:  # SDPA has no place for it, and some releases leave it out in silence
+            module.set_attn_implementation("eager")
+        elif module._supports_sdpa:
+            module.set_attn_implementation(IMPLEMENTATION)
+    if pace == "auto":
+        pace = saved_config(module)
+    return PaceModel(module, tokenizer, window=window, pace=pace)
 
 
 def load_model(
@@ -260,6 +269,7 @@ def load_model(
     attention: str = "auto",
     context_window: int | None = None,
     window: int = 1024,
+    pace: PaceConfig | Literal["auto"] | None = "auto",
     trust_remote_code: bool = False,
     model_arguments: Mapping[str, Any] | None = None,
 ) -> PaceModel:
@@ -276,6 +286,8 @@ def load_model(
         context_window: most tokens, prompt and answer together. None reads it off the model;
             more than the model was trained for switches RoPE scaling (YaRN) on and logs a warning.
         window: tokens per forward pass while reading.
+        pace: PaceLLM's activation memory banks: settings to attach them with, "auto" for those
+            that the checkpoint carries (none where it carries none), None for the plain model.
         trust_remote_code: run Python code that comes with the model.
         model_arguments: further arguments of transformers' `from_pretrained`, for example
             `{"quantization_config": ...}`.
@@ -308,4 +320,4 @@ def load_model(
         raise _loading_error(source, error) from error
     if not hasattr(module, "hf_device_map"):
         torch.nn.Module.to(module, place)
-    return wrap_module(module, tokenizer, attention=attention, window=window)
+    return wrap_module(module, tokenizer, attention=attention, window=window, pace=pace)

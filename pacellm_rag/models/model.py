@@ -18,6 +18,8 @@ from pacellm_rag.models.generation import Generation, PrefixState, prefill
 from pacellm_rag.models.head_probe import find_retrieval_heads
 from pacellm_rag.models.retrieval_heads import RetrievalHeads
 from pacellm_rag.models.tokenizer import ChatTokenizer
+from pacellm_rag.pace.attach import PaceHandle, attach
+from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.protocols import CancelSignal, ContextState, GenerationOptions, ProgressCallback
 
 __all__ = ["PaceModel", "weights_fingerprint"]
@@ -32,12 +34,22 @@ class PaceModel:
         module: a causal language model of transformers; it is put into evaluation mode.
         tokenizer: its tokenizer.
         window: tokens per forward pass while reading.
+        pace: settings of PaceLLM's activation memory banks to attach; None attaches none.
+
+    Attributes:
+        pace: the handle on the banks, or None.
     """
 
     def __init__(
-        self, module: PreTrainedModel, tokenizer: ChatTokenizer, *, window: int = 1024
+        self,
+        module: PreTrainedModel,
+        tokenizer: ChatTokenizer,
+        *,
+        window: int = 1024,
+        pace: PaceConfig | None = None,
     ) -> None:
         self.module = module.eval()
+        self.pace: PaceHandle | None = None if pace is None else attach(module, pace)
         self.tokenizer = tokenizer
         self.window = window
         eos = getattr(module.generation_config, "eos_token_id", None)

@@ -9,6 +9,7 @@ knows nothing of documents.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Sequence
@@ -74,6 +75,15 @@ class _Call:
     memories: dict[int, LayerMemory]  # of a pass without a cache: they live as long as it does
 
 
+class _Calls(threading.local):
+    """The forward pass that each thread is in."""
+
+    current: _Call | None = None
+
+    def __reduce__(self) -> tuple[type[_Calls], tuple[()]]:
+        return _Calls, ()  # a copied model has no pass under way
+
+
 class PaceHandle:
     """Banks on a model: a context manager that takes them off at the end.
 
@@ -88,14 +98,15 @@ class PaceHandle:
         self.config = config
         self.layers = tuple(layer.layer for layer in layers)
         self._hooks: list[RemovableHandle] = []
-        self._calls = threading.local()
+        self._calls = _Calls()
         self._last: dict[int, LayerMemory] = {}
         decoder = _decoder_of(model, layers[0])
         self._decoder_config = decoder.config
         self._hooks.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(decoder.register_forward_hook(self._end, always_call=True))
         for layer in layers:
-            hook = _hook_of(self, layer.layer)
+            # no closure: those are shared by copies of the model, and this must not be
+            hook = functools.partial(self._before_down, layer.layer)
             self._hooks.append(layer.down.register_forward_pre_hook(hook))
 
     def __enter__(self) -> PaceHandle:
@@ -165,9 +176,14 @@ class PaceHandle:
         """After the decoder, also when it failed."""
         self._calls.current = None
 
+    def _before_down(
+        self, layer: int, module: torch.nn.Module, args: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        return (self._pass(layer, args[0]), *args[1:])
+
     def _pass(self, layer: int, activations: torch.Tensor) -> torch.Tensor:
         """What a layer's down projection is to read in place of its activations."""
-        call: _Call | None = getattr(self._calls, "current", None)
+        call = self._calls.current
         if call is None:
             raise ModelError(
                 f"The feed-forward network of layer {layer} ran outside its decoder, so PaceLLM "
@@ -191,13 +207,6 @@ class PaceHandle:
             call.memories[layer] = memory
         self._last[layer] = memory
         return output.view(shape)
-
-
-def _hook_of(handle: PaceHandle, layer: int) -> Any:
-    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (handle._pass(layer, args[0]), *args[1:])
-
-    return hook
 
 
 def _decoder_of(model: PreTrainedModel, first: FeedForward) -> PreTrainedModel:

@@ -18,152 +18,37 @@ are balanced by construction. The last term, which assigning to the nearest mean
 what keeps k-means from standing still where neurons are nearly orthogonal, as they are. Every
 round pairs the clusters off and lets each pair exchange as many neurons as pays.
 
-Nothing is cached. An `ExpertMap` carries a fingerprint of the weights that it was made from, and
-is applied to no others. Knows nothing of banks, tokenizers or documents.
+Nothing is cached. An `ExpertMap` carries fingerprints of the weights that it was made from, and is
+applied to no others. Knows nothing of banks, tokenizers or documents.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 from transformers.pytorch_utils import Conv1D
 
 from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.pace.architectures import FeedForward, find_feed_forwards
+from pacellm_rag.pace.experts import (
+    NUMBER_TYPES,
+    ExpertMap,
+    LayerExperts,
+    fingerprint_of,
+    first_rows,
+    match_layers,
+    possible_states,
+    weight_of,
+)
 
-__all__ = [
-    "EXPERTS_FILE",
-    "ExpertMap",
-    "LayerExperts",
-    "apply_permutation",
-    "balanced_kmeans",
-    "cluster_neurons",
-    "inertia",
-    "is_applied",
-    "undo",
-]
+__all__ = ["apply_permutation", "balanced_kmeans", "cluster_neurons", "inertia", "undo"]
 
-EXPERTS_FILE = "experts.safetensors"
-"""What a checkpoint folder calls its expert map."""
-
-_FORMAT = 1
-_METADATA = "pacellm_rag.experts"
 _DRAWS = 8  # initial centres are drawn in so many batches
 _LEAST_GAIN = 1e-5  # an exchange that gains less is rounding
-_NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerExperts:
-    """The experts of one layer.
-
-    Attributes:
-        layer: index of the decoder layer.
-        n_experts: number of experts.
-        labels: shape (width,): the expert of each neuron, neurons in their original order.
-        fingerprint: hash of the rows that were clustered.
-
-    Raises:
-        ConfigurationError: the experts' sizes differ by more than one.
-    """
-
-    layer: int
-    n_experts: int
-    labels: Tensor
-    fingerprint: str
-
-    def __post_init__(self) -> None:
-        fine = self.labels.dim() == 1 and len(self.labels) >= self.n_experts >= 1
-        fine = fine and 0 <= int(self.labels.min()) and int(self.labels.max()) < self.n_experts
-        if not fine or int(self.sizes.max()) - int(self.sizes.min()) > 1:
-            raise ConfigurationError(
-                f"The labels of layer {self.layer} do not name {self.n_experts} experts whose "
-                "sizes differ by at most one."
-            )
-
-    @property
-    def sizes(self) -> Tensor:
-        """Neurons of each expert, shape (n_experts,)."""
-        return torch.bincount(self.labels, minlength=self.n_experts)
-
-    @property
-    def permutation(self) -> Tensor:
-        """For each new place the neuron that goes there: expert 0's, then expert 1's, ..."""
-        return self.labels.argsort(stable=True)
-
-    @property
-    def inverse(self) -> Tensor:
-        """For each neuron its new place; as a permutation it restores the original order."""
-        return self.permutation.argsort()
-
-
-@dataclass(frozen=True, eq=False)
-class ExpertMap:
-    """The experts of a model's layers; made by `cluster_neurons`.
-
-    Attributes:
-        n_experts: experts of each layer.
-        layers: the layers that were clustered, by rising index.
-    """
-
-    n_experts: int
-    layers: tuple[LayerExperts, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all weights that were clustered."""
-        return _digest(*(f"{each.layer} {each.fingerprint}".encode() for each in self.layers))
-
-    def save(self, path: str | Path) -> None:
-        """Writes the map as a safetensors file with its metadata as JSON."""
-        labels = {str(each.layer): each.labels.to(torch.int32) for each in self.layers}
-        metadata = {
-            "format": _FORMAT,
-            "n_experts": self.n_experts,
-            "fingerprints": {str(each.layer): each.fingerprint for each in self.layers},
-            "checksum": _checksum(labels),
-        }
-        save_file(labels, path, metadata={_METADATA: json.dumps(metadata)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> ExpertMap:
-        """Reads a map that `save` wrote.
-
-        Raises:
-            ModelError: the file is missing, damaged, or no expert map.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = json.loads((file.metadata() or {})[_METADATA])
-                labels = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata["format"] != _FORMAT:
-                raise ModelError(
-                    f"The expert map {path} has format {metadata['format']}; this version reads "
-                    f"{_FORMAT}. Make it again with cluster_neurons."
-                )
-            fingerprints: dict[str, str] = metadata["fingerprints"]
-            if metadata["checksum"] != _checksum(labels) or set(labels) != set(fingerprints):
-                raise ValueError("its checksum does not match its content")
-            number = int(metadata["n_experts"])
-            layers = [
-                LayerExperts(int(name), number, tensor.long(), fingerprints[name])
-                for name, tensor in labels.items()
-            ]
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ModelError(
-                f"{path} can not be read as an expert map: {error}. Make it again with "
-                "cluster_neurons, or pacellm-rag cluster."
-            ) from error
-        return cls(number, tuple(sorted(layers, key=lambda each: each.layer)))
 
 
 @torch.no_grad()
@@ -200,12 +85,12 @@ def cluster_neurons(
     for each in chosen:
         if progress is not None:
             progress(len(found), len(chosen))
-        rows = _first_rows(each)
+        rows = first_rows(each)
         placed = rows if device is None else rows.to(device)
         if not bool(torch.isfinite(placed).all()):
             raise ModelError(f"The weights of {each.path} hold NaN or infinite values.")
         labels = balanced_kmeans(placed, n_experts, seeds=seeds, rounds=rounds)
-        found.append(LayerExperts(each.layer, n_experts, labels.cpu(), _fingerprint(rows)))
+        found.append(LayerExperts(each.layer, n_experts, labels.cpu(), fingerprint_of(rows)))
     if progress is not None:
         progress(len(found), len(chosen))
     return ExpertMap(n_experts, tuple(found))
@@ -230,16 +115,6 @@ def undo(model: nn.Module, expert_map: ExpertMap) -> None:
         ModelError: the map is not applied to this model. The model is then as it was.
     """
     _reorder(model, expert_map, applied=True)
-
-
-def is_applied(model: nn.Module, expert_map: ExpertMap) -> bool:
-    """Whether the model's neurons are in the map's order, told by the weights' content.
-
-    Raises:
-        ModelError: the weights are neither those that the map was made from nor these reordered.
-    """
-    feed_forwards = find_feed_forwards(model)
-    return False not in _possible_states(_mapped(feed_forwards, expert_map))
 
 
 def balanced_kmeans(
@@ -414,41 +289,11 @@ def _choose(feed_forwards: Sequence[FeedForward], layers: Iterable[int]) -> list
     return [feed_forwards[layer] for layer in wanted]
 
 
-_Mapped = list[tuple[FeedForward, LayerExperts]]
-
-
-def _mapped(feed_forwards: Sequence[FeedForward], expert_map: ExpertMap) -> _Mapped:
-    """The networks that the map is about, each with its experts."""
-    chosen = _choose(feed_forwards, [each.layer for each in expert_map.layers])
-    return list(zip(chosen, expert_map.layers, strict=True))
-
-
-def _possible_states(mapped: _Mapped) -> set[bool]:
-    """The answers to "is it applied?" that fit all layers; both where nothing was to be moved."""
-    states = {True, False}
-    for feed_forward, experts in mapped:
-        rows = _first_rows(feed_forward)
-        fitting = set()
-        if len(rows) == len(experts.labels):
-            if _fingerprint(rows) == experts.fingerprint:
-                fitting.add(False)
-            if _fingerprint(rows[experts.inverse.to(rows.device)]) == experts.fingerprint:
-                fitting.add(True)
-        states &= fitting
-        if not states:
-            raise ModelError(
-                f"The expert map does not belong to these weights: {feed_forward.path} holds "
-                "neither the rows that it was made from nor these reordered. Make a map of this "
-                "model with cluster_neurons."
-            )
-    return states
-
-
 def _reorder(model: nn.Module, expert_map: ExpertMap, *, applied: bool) -> None:
-    mapped = _mapped(find_feed_forwards(model), expert_map)
+    mapped = match_layers(find_feed_forwards(model), expert_map)
     for feed_forward, _ in mapped:
         _check_plain(feed_forward)
-    if applied not in _possible_states(mapped):
+    if applied not in possible_states(mapped):
         raise ModelError(
             "The expert map is not applied to this model, so there is nothing to undo."
             if applied
@@ -472,7 +317,7 @@ def _neuron_axes(feed_forward: FeedForward) -> Iterator[tuple[Tensor, int]]:
     """The tensors that have an axis of neurons, with that axis."""
     for _, projection in _projections(feed_forward):
         reads = projection is feed_forward.down
-        yield _weight(projection), int(reads != isinstance(projection, Conv1D))
+        yield weight_of(projection), int(reads != isinstance(projection, Conv1D))
         bias = getattr(projection, "bias", None)
         if bias is not None and not reads:
             yield bias, 0
@@ -486,38 +331,17 @@ def _projections(feed_forward: FeedForward) -> Iterator[tuple[str, nn.Module]]:
     yield layout.down, feed_forward.down
 
 
-def _first_rows(feed_forward: FeedForward) -> Tensor:
-    """What is clustered: a row for each neuron, shape (width, hidden)."""
-    projection = feed_forward.up if feed_forward.gate is None else feed_forward.gate
-    projection = getattr(projection, "base_layer", projection)  # PEFT's wrapper
-    weight = _weight(projection)
-    rows = weight.T if isinstance(projection, Conv1D) else weight
-    if rows.dim() != 2 or rows.dtype not in _NUMBERS or rows.is_meta:
-        raise ModelError(
-            f"The neurons of {feed_forward.path} can not be told apart: its first projection is "
-            f"a {type(projection).__name__} with {rows.dtype} weights of shape "
-            f"{tuple(rows.shape)}. Load the model without quantisation and offloading."
-        )
-    return rows[: feed_forward.width].detach()
-
-
-def _weight(projection: nn.Module) -> Tensor:
-    weight = getattr(projection, "weight", None)
-    return weight if isinstance(weight, Tensor) else torch.empty(0)
-
-
 def _check_plain(feed_forward: FeedForward) -> None:
     """Raises where neurons can not be moved by moving rows and columns of plain tensors."""
     for name, projection in _projections(feed_forward):
-        weight = _weight(projection)
-        held = {n for n, _ in projection.named_parameters()} | {
-            n for n, _ in projection.named_buffers()
-        }
+        weight = weight_of(projection)
+        tensors = chain(projection.named_parameters(), projection.named_buffers())
         plain = (
-            held <= {"weight", "bias"}
+            {name for name, _ in tensors} <= {"weight", "bias"}
+            and next(projection.children(), None) is None
             and type(weight.data) is Tensor
             and weight.dim() == 2
-            and weight.dtype in _NUMBERS
+            and weight.dtype in NUMBER_TYPES
             and not weight.is_meta
         )
         if not plain:
@@ -540,21 +364,3 @@ def _check_nothing_else(feed_forward: FeedForward) -> None:
                 f"{feed_forward.path}.{name} has a value for each neuron, and what it does with "
                 "them is not known here; the neurons of this architecture can not be reordered."
             )
-
-
-def _fingerprint(rows: Tensor) -> str:
-    """Hash of the values: the same in every number type that holds them exactly."""
-    values = rows.to("cpu", torch.float32).contiguous()
-    return _digest(str(tuple(values.shape)).encode(), values.numpy().data)
-
-
-def _checksum(labels: dict[str, Tensor]) -> str:
-    parts = ((name.encode(), labels[name].contiguous().numpy().data) for name in sorted(labels))
-    return _digest(*(part for pair in parts for part in pair))
-
-
-def _digest(*parts: bytes | memoryview) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

@@ -348,7 +348,7 @@ def test_7_an_error_in_the_model_leaves_nothing_behind(tiny: Tiny) -> None:
         with pytest.raises(ValueError, match="broken layer"):
             logits(model, ids)
         hook.remove()
-        assert getattr(handle._calls, "current", None) is None
+        assert handle._calls.current is None
         assert torch.equal(logits(model, ids), expected)
 
 
@@ -410,6 +410,19 @@ def test_banks_can_be_trained_through(tiny: Tiny) -> None:
         gradient = model.model.layers[0].mlp.gate_proj.weight.grad
     assert gradient is not None
     assert float(gradient.abs().sum()) > 0
+
+
+def test_a_copy_of_the_model_has_banks_of_its_own(tiny: Tiny) -> None:
+    model, ids = tiny("llama").module, tokens(60)
+    before = logits(model, ids)
+    handle = attach(model, ACTING)
+    paced = logits(model, ids)
+    twin = copy.deepcopy(model)
+    handle.detach()
+    assert torch.equal(logits(model, ids), before)
+    assert torch.equal(logits(twin, ids), paced)
+    twin._pacellm_handle.detach()
+    assert torch.equal(logits(twin, ids), before)
 
 
 def test_a_dropped_handle_does_not_keep_sequences_alive(tiny: Tiny) -> None:
