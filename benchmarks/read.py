@@ -1,7 +1,7 @@
 """Reading and decoding: ours beside transformers' own generate(), in one run.
 
 Both read the same prompt with the same weights in the same number type, taking turns; times are
-medians of the rounds. Peak memory is measured in a process of its own for each of the two, above
+medians of the rounds, ratios medians of the rounds' own ratios. Peak memory is measured in a process of its own for each of the two, above
 what the process held once the weights were loaded. Prints a table and, last, a line of JSON.
 
     python benchmarks/read.py [--model NAME] [--lengths 1024 4096 8000] [--rounds 5]
@@ -132,6 +132,12 @@ def memory_in_child(name: str | None, which: str, length: int) -> int:
     return int(done.stdout.strip().splitlines()[-1])
 
 
+def paired(ours: list[Times], plain: list[Times], what: str) -> float:
+    """Median over the rounds of ours against plain in the same round: load that lasts cancels."""
+    pairs = zip(ours, plain, strict=True)
+    return statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs)
+
+
 def compare(name: str | None, lengths: list[int], rounds: int) -> list[dict[str, float]]:
     """One row per length."""
     ours, plain = load(name, "ours"), load(name, "plain")
@@ -153,9 +159,9 @@ def compare(name: str | None, lengths: list[int], rounds: int) -> list[dict[str,
             row[f"{label}_tpot_ms"] = statistics.median(t.per_token for t in times) * 1000
         for label in ("plain", "ours"):
             row[f"{label}_peak_mb"] = memory_in_child(name, label, length) / 2**20
-        row["ttft_ratio"] = row["ours_ttft_s"] / row["plain_ttft_s"]
-        row["tpot_ratio"] = row["ours_tpot_ms"] / row["plain_tpot_ms"]
-        row["cited_tpot_ratio"] = row["cited_tpot_ms"] / row["plain_tpot_ms"]
+        row["ttft_ratio"] = paired(mine, theirs, "first")
+        row["tpot_ratio"] = paired(mine, theirs, "per_token")
+        row["cited_tpot_ratio"] = paired(cited or mine, theirs, "per_token")
         row["peak_ratio"] = row["ours_peak_mb"] / row["plain_peak_mb"]
         rows.append({key: round(value, 4) for key, value in row.items()})
         print(format_row(rows[-1]), flush=True)

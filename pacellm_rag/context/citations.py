@@ -33,7 +33,7 @@ Source = Literal["model", "attention", "words"]
 
 _QUOTED = re.compile(r"[\"“]([^\"“”]{16,400})[\"”]")
 _MOST_CITATIONS = 4
-_ALSO = 0.6  # a further page is cited when it has this share of the best page's evidence
+_ALSO = 0.75  # a further page is cited when it has this share of the best page's evidence
 
 
 @dataclass(frozen=True)
