@@ -10,7 +10,7 @@ DOCUMENTS := examples/documents/annual-report.pdf examples/documents/supplier-co
 
 demo: $(VENV)/.user
 	$(BIN)/pacellm-rag models install
-	$(BIN)/pacellm-rag ask $(DOCUMENTS) --max-new-tokens 40 \
+	@$(BIN)/pacellm-rag ask $(DOCUMENTS) --max-new-tokens 40 \
 		-q "How many smart meters did Vessary Water install in 2024?" \
 		-q "Within how many days are the Supplier's invoices payable?" \
 		-q "Who signed the contract for the Supplier?" \

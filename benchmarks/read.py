@@ -1,8 +1,9 @@
 """Reading and decoding: ours beside transformers' own generate(), in one run.
 
-Both read the same prompt with the same weights in the same number type, taking turns; times are
-medians of the rounds, ratios medians of the rounds' own ratios. Peak memory is measured in a process of its own for each of the two, above
-what the process held once the weights were loaded. Prints a table and, last, a line of JSON.
+Both read the same prompt with the same weights in the same number type, taking turns. Times are
+medians of the rounds, ratios medians of the rounds' own ratios. Peak memory is measured in a
+process of its own for each of the two, above what the process held once the weights were loaded.
+Prints a table and, last, a line of JSON.
 
     python benchmarks/read.py [--model NAME] [--lengths 1024 4096 8000] [--rounds 5]
 """
