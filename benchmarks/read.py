@@ -136,7 +136,7 @@ def memory_in_child(name: str | None, which: str, length: int) -> int:
 def paired(ours: list[Times], plain: list[Times], what: str) -> float:
     """Median over the rounds of ours against plain in the same round: load that lasts cancels."""
     pairs = zip(ours, plain, strict=True)
-    return statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs)
+    return statistics.median(float(getattr(a, what) / getattr(b, what)) for a, b in pairs)
 
 
 def compare(name: str | None, lengths: list[int], rounds: int) -> list[dict[str, float]]:
