@@ -6,6 +6,7 @@ Nothing of this changes an answer: experts are a way to look into a model. The p
 matplotlib.
 """
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -52,9 +53,9 @@ for name, page_activity in zip(names, relative, strict=True):
 if len(sys.argv) > 1:
     if importlib.util.find_spec("matplotlib") is None:
         sys.exit("No picture: matplotlib is not installed (pip install matplotlib).")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = importlib.import_module("matplotlib.figure").Figure(
+        figsize=(10, 6), layout="constrained"
+    )
     axes = figure.add_subplot()
     image = axes.imshow(relative[:, lively], cmap="RdBu_r", vmin=-0.5, vmax=0.5, aspect="auto")
     axes.set_yticks(range(len(names)), names, fontsize=7)

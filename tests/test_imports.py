@@ -22,7 +22,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"pypdf", "pypdfium2", "docx", "bs4", "lxml"},
     ),
     "context": ({"errors", "protocols", "documents.types"}, set()),
-    "pace": ({"errors"}, {"torch", "transformers"}),
+    "pace": ({"errors"}, {"torch", "transformers", "safetensors"}),
     "models": (
         {"errors", "protocols", "files", "pace"},
         {

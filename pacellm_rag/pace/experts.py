@@ -18,7 +18,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -324,7 +324,8 @@ def _token_activity(
     _check_length(model, len(ids))
     mapped = match_layers(find_feed_forwards(model), expert_map, layers)
     reordered = False not in possible_states(mapped)
-    with _watching(mapped, reordered) as found:
+    stop = not hasattr(model, "hf_device_map")  # accelerate's hooks want to see the pass end
+    with _watching(mapped, reordered, stop=stop) as found, suppress(_AllSeen):
         place = next(model.parameters()).device
         model(input_ids=ids[None].to(place), **_last_logits_only(model))
     for feed_forward, _ in mapped:
@@ -336,9 +337,18 @@ def _token_activity(
     return found
 
 
+class _AllSeen(Exception):
+    """Ends a forward pass whose further layers nobody watches."""
+
+
 @contextmanager
-def _watching(mapped: Sequence[MappedLayer], reordered: bool) -> Iterator[dict[int, Tensor]]:
-    """Collects each expert's mean magnitude at each token of the forward passes in the block."""
+def _watching(
+    mapped: Sequence[MappedLayer], reordered: bool, *, stop: bool
+) -> Iterator[dict[int, Tensor]]:
+    """Collects each expert's mean magnitude at each token of a forward pass in the block.
+
+    With `stop` the pass ends with `_AllSeen` at the last layer that is watched.
+    """
     found: dict[int, Tensor] = {}
     handles = []
 
@@ -351,6 +361,8 @@ def _watching(mapped: Sequence[MappedLayer], reordered: bool) -> Iterator[dict[i
             weights = averaging.to(activations.device)
             parts = [part.float().abs() @ weights for part in activations.split(_ROWS_AT_ONCE)]
             found[feed_forward.layer] = torch.cat(parts).cpu()
+            if stop and len(found) == len(mapped):
+                raise _AllSeen
 
         handles.append(feed_forward.down.register_forward_pre_hook(see))
 

@@ -87,6 +87,33 @@ def test_hooks_are_gone_after_an_error(tiny: Tiny) -> None:
     assert hooks_of(model) == 0
 
 
+def test_layers_after_the_last_watched_one_do_not_run(tiny: Tiny) -> None:
+    model = tiny("llama").module
+    experts = cluster_neurons(model, 8)
+    ran: list[int] = []
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+    expert_activity(model, IDS, experts, layers=[1])
+    assert ran == [0, 1]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([IDS]))
+    assert ran == [0, 1, 0, 1, 2]
+
+
+def test_a_model_with_banks_can_be_watched(tiny: Tiny) -> None:
+    attach = pytest.importorskip("pacellm_rag.pace.attach").attach
+    model = tiny("llama").module
+    experts = cluster_neurons(model, 8)
+    before = expert_activity(model, IDS, experts).mean
+    with attach(model):
+        torch.testing.assert_close(
+            expert_activity(model, IDS, experts, layers=[0]).mean, before[:1]
+        )
+        with torch.no_grad():
+            model(input_ids=torch.tensor([IDS]))
+    assert torch.equal(expert_activity(model, IDS, experts).mean, before)
+
+
 @pytest.mark.parametrize("span", [(0, 0), (5, 4), (-1, 3), (50, 61)])
 def test_spans_that_can_not_be_are_refused(tiny: Tiny, span: tuple[int, int]) -> None:
     model = tiny("llama").module
