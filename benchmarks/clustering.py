@@ -29,7 +29,7 @@ import torch
 from pacellm_rag.models.loading import load_model
 from pacellm_rag.pace.architectures import find_feed_forwards
 from pacellm_rag.pace.clustering import balanced_kmeans, inertia
-from pacellm_rag.pace.experts import first_rows
+from pacellm_rag.pace.expert_map import first_rows
 
 EXPERTS = 64
 TO_THE_END = 1000

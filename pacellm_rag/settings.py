@@ -24,9 +24,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["DTYPES", "Settings", "load_settings", "variable_name"]
+__all__ = ["DTYPES", "PACE_CHOICES", "Settings", "load_settings", "variable_name"]
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+PACE_CHOICES = ("auto", "on", "off")
 _SWITCH = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -47,6 +48,8 @@ class Settings:
         seed: of the sampler, where the temperature is above 0; None draws one.
         context_window: most tokens, prompt and answer together; None for the model's own.
         window: tokens per forward pass while reading.
+        pace: PaceLLM's activation memory banks: "auto" as the checkpoint says, "on" with its
+            settings or else the defaults, "off" the plain model.
         citations: whether to find the pages that an answer rests on.
         quiet: show neither progress nor receipts.
 
@@ -62,6 +65,7 @@ class Settings:
     seed: int | None = None
     context_window: int | None = None
     window: int = 1024
+    pace: str = "auto"
     citations: bool = True
     quiet: bool = False
 
@@ -113,6 +117,7 @@ _RULES = {
     "seed": _Rule(lambda v: _is_whole(v, 0), int, "a whole number, 0 or more"),
     "context_window": _COUNT,
     "window": _COUNT,
+    "pace": _Rule(lambda v: v in PACE_CHOICES, str, f"one of {', '.join(PACE_CHOICES)}"),
     "citations": _ON_OFF,
     "quiet": _ON_OFF,
 }

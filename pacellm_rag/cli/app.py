@@ -17,6 +17,7 @@ import click
 
 from pacellm_rag import __version__
 from pacellm_rag.cli.ask import ask
+from pacellm_rag.cli.calibrate import calibrate
 from pacellm_rag.cli.chat import chat
 from pacellm_rag.cli.cluster import cluster
 from pacellm_rag.cli.models import models
@@ -144,6 +145,7 @@ def shell() -> None:
 
 
 shell.add_command(ask)
+shell.add_command(calibrate)
 shell.add_command(chat)
 shell.add_command(cluster)
 shell.add_command(models)

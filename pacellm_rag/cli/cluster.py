@@ -70,7 +70,7 @@ def _cluster(
     """Writes the folder; returns the number of layers."""
     from pacellm_rag.models.loading import load_model
     from pacellm_rag.pace.clustering import apply_permutation, cluster_neurons
-    from pacellm_rag.pace.experts import EXPERTS_FILE
+    from pacellm_rag.pace.expert_map import EXPERTS_FILE
 
     def tell(done: int, total: int) -> None:
         if each_layer:

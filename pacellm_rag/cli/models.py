@@ -99,6 +99,13 @@ def info(terminal: Terminal, name: str | None, as_json: bool) -> None:
         terminal.line(f"{label.replace('_', ' '):<24}{'unknown' if value is None else shown}")
 
 
+def _pace_settings(saved: Any) -> str:
+    """PaceLLM's settings in a checkpoint, on one line."""
+    if not isinstance(saved, dict):
+        return "off"
+    return ", ".join(f"{name} {value}" for name, value in saved.items())
+
+
 def _facts(model: InstalledModel) -> dict[str, Any]:
     per_token = model.cache_bytes_per_token
     return {
@@ -108,6 +115,7 @@ def _facts(model: InstalledModel) -> dict[str, Any]:
         "architecture": model.architecture,
         "context_window": model.context_window,
         "bytes": model.size,
+        "pacellm": _pace_settings(model.config.get("pacellm")),
         "cache_bytes_per_token": per_token,
         "cache_bytes_when_full": (
             per_token * model.context_window if per_token and model.context_window else None

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 from pacellm_rag.cli.progress import FileProgress, ReadingProgress
 from pacellm_rag.cli.terminal import Terminal
@@ -48,13 +49,16 @@ def open_model(settings: Settings) -> TextModel:
     """Loads a model."""
     hush_libraries()
     from pacellm_rag.models.loading import load_model
+    from pacellm_rag.pace.config import PaceConfig
 
+    choices: dict[str, PaceConfig | Literal["auto", "on"] | None] = {"on": "on", "off": None}
     return load_model(
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
         context_window=settings.context_window,
         window=settings.window,
+        pace=choices.get(settings.pace, "auto"),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from pacellm_rag.cli.terminal import Terminal
-from pacellm_rag.settings import DTYPES, Settings, load_settings, variable_name
+from pacellm_rag.settings import DTYPES, PACE_CHOICES, Settings, load_settings, variable_name
 
 __all__ = ["debug_option", "document_options", "setting_options", "wants_traceback"]
 
@@ -43,6 +43,8 @@ _SETTINGS = (
     _setting("context_window", "Most tokens of prompt and answer together, if not the model's own "
              "limit; more than that stretches its positions (YaRN).", type=int, metavar="N"),
     _setting("window", "Tokens read at once; fewer save memory.", type=int, metavar="N"),
+    _setting("pace", "PaceLLM's activation memory banks: as the checkpoint says, on, or off.",
+             type=click.Choice(PACE_CHOICES)),
     _setting("citations", "Find the pages that an answer rests on."),
     _setting("quiet", "No progress, receipts and notes; warnings and errors stay."),
 )  # fmt: skip

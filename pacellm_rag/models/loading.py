@@ -236,7 +236,7 @@ def wrap_module(
     *,
     attention: str = "auto",
     window: int = 1024,
-    pace: PaceConfig | Literal["auto"] | None = "auto",
+    pace: PaceConfig | Literal["auto", "on"] | None = "auto",
 ) -> PaceModel:
     """Makes a reader's model of weights that are in memory already.
 
@@ -256,8 +256,9 @@ def wrap_module(
             module.set_attn_implementation("eager")
         elif module._supports_sdpa:
             module.set_attn_implementation(IMPLEMENTATION)
-    if pace == "auto":
-        pace = saved_config(module)
+    if isinstance(pace, str):
+        saved = saved_config(module)
+        pace = saved if pace == "auto" else saved or PaceConfig()
     return PaceModel(module, tokenizer, window=window, pace=pace)
 
 
@@ -269,7 +270,7 @@ def load_model(
     attention: str = "auto",
     context_window: int | None = None,
     window: int = 1024,
-    pace: PaceConfig | Literal["auto"] | None = "auto",
+    pace: PaceConfig | Literal["auto", "on"] | None = "auto",
     trust_remote_code: bool = False,
     model_arguments: Mapping[str, Any] | None = None,
 ) -> PaceModel:
@@ -287,7 +288,8 @@ def load_model(
             more than the model was trained for switches RoPE scaling (YaRN) on and logs a warning.
         window: tokens per forward pass while reading.
         pace: PaceLLM's activation memory banks: settings to attach them with, "auto" for those
-            that the checkpoint carries (none where it carries none), None for the plain model.
+            that the checkpoint carries (none where it carries none), "on" for these or else the
+            defaults, None for the plain model.
         trust_remote_code: run Python code that comes with the model.
         model_arguments: further arguments of transformers' `from_pretrained`, for example
             `{"quantization_config": ...}`.

@@ -151,7 +151,7 @@ class PaceModel:
 def weights_fingerprint(module: PreTrainedModel) -> str:
     """A hash that tells two models apart: configuration, tensor names, shapes, sampled values."""
     config = module.config.to_dict()
-    for volatile in ("_name_or_path", "transformers_version", "_attn_implementation"):
+    for volatile in ("_name_or_path", "transformers_version", "_attn_implementation", "pacellm"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):

@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.pace.architectures import FeedForward, find_feed_forwards
-from pacellm_rag.pace.experts import (
+from pacellm_rag.pace.expert_map import (
     NUMBER_TYPES,
     ExpertMap,
     LayerExperts,

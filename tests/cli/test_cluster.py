@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pacellm_rag.cli import cluster as command
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace.clustering import undo
-from pacellm_rag.pace.experts import ExpertMap, expert_activity, is_applied
+from pacellm_rag.pace.expert_map import ExpertMap, is_applied
+from pacellm_rag.pace.experts import expert_activity
 
 Run = Callable[..., Result]
 IDS = torch.arange(20, 50)[None]

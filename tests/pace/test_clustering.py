@@ -27,7 +27,7 @@ from pacellm_rag.pace.clustering import (
     inertia,
     undo,
 )
-from pacellm_rag.pace.experts import ExpertMap, LayerExperts, is_applied
+from pacellm_rag.pace.expert_map import ExpertMap, LayerExperts, is_applied
 from pacellm_rag.testing import FAMILIES
 
 Tiny = Callable[..., PaceModel]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pacellm_rag.models.loading import load_model
-from pacellm_rag.models.model import PaceModel
+from pacellm_rag.models.model import PaceModel, weights_fingerprint
 from pacellm_rag.pace.cache import memories_of
 from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.protocols import GenerationOptions
@@ -108,3 +108,20 @@ def test_settings_are_loaded_with_the_checkpoint_unless_told_otherwise(
     changed = load_model(folder, device="cpu", pace=other)
     assert changed.pace is not None
     assert changed.pace.config == other
+
+
+def test_banks_can_be_asked_for_without_settings(
+    tiny: Tiny, folder_of: Callable[[PaceModel], Path]
+) -> None:
+    plain = load_model(folder_of(tiny("llama")), device="cpu", pace="on")
+    assert plain.pace is not None
+    assert plain.pace.config == PaceConfig()
+    saved = load_model(folder_of(tiny("qwen2", pace=ACTING)), device="cpu", pace="on")
+    assert saved.pace is not None
+    assert saved.pace.config == ACTING
+
+
+def test_the_fingerprint_is_that_of_the_weights_with_and_without_banks(tiny: Tiny) -> None:
+    assert weights_fingerprint(tiny("llama", pace=ACTING).module) == weights_fingerprint(
+        tiny("llama").module
+    )

@@ -10,7 +10,8 @@ from pacellm_rag.errors import ConfigurationError, ContextOverflowError, ModelEr
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace.architectures import find_feed_forwards
 from pacellm_rag.pace.clustering import apply_permutation, cluster_neurons
-from pacellm_rag.pace.experts import ExpertMap, expert_activity, label_experts
+from pacellm_rag.pace.expert_map import ExpertMap
+from pacellm_rag.pace.experts import expert_activity, label_experts
 from pacellm_rag.testing import FAMILIES
 
 Tiny = Callable[..., PaceModel]
