@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pacellm_rag.errors import PaceLLMError as PaceLLMError
     from pacellm_rag.models.loading import load_model as load_model
     from pacellm_rag.models.loading import load_tokenizer as load_tokenizer
+    from pacellm_rag.pace.config import PaceConfig as PaceConfig
     from pacellm_rag.protocols import GenerationOptions as GenerationOptions
     from pacellm_rag.protocols import Message as Message
     from pacellm_rag.reader import Answer as Answer
@@ -39,6 +40,7 @@ _HOMES = {
     "DocumentReader": "pacellm_rag.reader",
     "GenerationOptions": "pacellm_rag.protocols",
     "Message": "pacellm_rag.protocols",
+    "PaceConfig": "pacellm_rag.pace.config",
     "PaceLLMError": "pacellm_rag.errors",
     "Page": "pacellm_rag.documents",
     "Plan": "pacellm_rag.context.planning",

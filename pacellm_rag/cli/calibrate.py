@@ -34,6 +34,17 @@ if TYPE_CHECKING:
 __all__ = ["calibrate"]
 
 _COUNT = click.IntRange(min=1)
+_HELP = """Searches settings of PaceLLM that make known answers likelier to MODEL.
+
+MODEL is a folder, a .gguf file or a hub id; without it, the default model. Settings are chosen on
+one half of the contexts and judged on the other. They are given only where they lower the loss
+beyond chance; where none does, PaceLLM is best left off. Documents are read again for every
+setting, so this takes long.
+
+\b
+Each line of the data is one page:
+  {"title": "...", "context": "...", "questions": [["...", ["answer", ...]], ...]}
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ def _layers(
         raise click.BadParameter(f"{value!r} is no list such as 0,4,12.") from error
 
 
-@click.command(short_help="Find the settings of PaceLLM that help a model.")
+@click.command(help=_HELP, short_help="Find the settings of PaceLLM that help a model.")
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option(
     "--data",
@@ -95,17 +106,7 @@ def calibrate(
     out: Path | None,
     seed: int,
 ) -> None:
-    """Searches settings of PaceLLM that make known answers likelier to MODEL.
-
-    MODEL is a folder, a .gguf file or a hub id; without it, the default model. Settings are chosen
-    on one half of the contexts and judged on the other. They are given only where they lower the
-    loss beyond chance; where none does, PaceLLM is best left off. Documents are read again for
-    every setting, so this takes long.
-
-    \b
-    Each line of the data is one page:
-      {"title": "...", "context": "...", "questions": [["...", ["answer", ...]], ...]}
-    """
+    """Runs the search; the command's help is `_HELP`."""
     rows = _load_rows(data, source)
     drawn = _draw(rows, contexts, pages, questions, random.Random(seed))
     if out is not None and not out.parent.is_dir():
@@ -155,8 +156,7 @@ def _load_rows(path: Path, source: str | None) -> list[_Row]:
     Raises:
         ConfigurationError: the file can not be read, or holds none.
     """
-    rows = []
-    number = 0
+    rows: list[_Row] = []
     try:
         with (
             lzma.open(path, "rt", encoding="utf-8")
@@ -165,30 +165,33 @@ def _load_rows(path: Path, source: str | None) -> list[_Row]:
         ):
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    rows += _rows_of(json.loads(line), source)
+                    rows += _rows_of(line, source, f"line {number} of {path}")
     except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The data in {path} can not be read: {error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"Line {number} of {path} is not as needed ({type(error).__name__}: {error}); see "
-            "pacellm-rag calibrate --help."
-        ) from error
     if not rows:
         of = "" if source is None else f" of the source {source!r}"
         raise ConfigurationError(f"{path} holds no page{of} with a question and its answer.")
     return rows
 
 
-def _rows_of(values: dict[str, Any], source: str | None) -> Iterator[_Row]:
-    if source is not None and values.get("source") != source:
-        return
-    questions = tuple(
-        (str(question), str(answers[0]))
-        for question, answers in values["questions"]
-        if answers and str(question).strip() and str(answers[0]).strip()
-    )
-    if values.get("context") and questions:
-        yield _Row(str(values.get("title") or ""), str(values["context"]), questions)
+def _rows_of(line: str, source: str | None, place: str) -> Iterator[_Row]:
+    try:
+        values = json.loads(line)
+        if source is not None and values.get("source") != source:
+            return
+        questions = tuple(
+            (str(question), str(answers[0]))
+            for question, answers in values["questions"]
+            if answers and str(question).strip() and str(answers[0]).strip()
+        )
+        title, context = str(values.get("title") or ""), str(values.get("context") or "")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"The data at {place} is not as needed ({type(error).__name__}: {error}); see "
+            "pacellm-rag calibrate --help."
+        ) from error
+    if context and questions:
+        yield _Row(title, context, questions)
 
 
 def _draw(
@@ -212,7 +215,7 @@ def _draw(
     queue: list[list[_Row]] = []
     for start in range(0, max(map(len, articles)), pages):
         queue += [article[start : start + pages] for article in articles if article[start:]]
-    drawn = []
+    drawn: list[tuple[PackedContext, list[tuple[str, str]]]] = []
     left = iter(queue)
     for _ in range(contexts):
         documents: list[list[_Row]] = []

@@ -102,9 +102,10 @@ class Change:
     high: float
 
     @classmethod
-    def of(cls, differences: Sequence[float], seed: int) -> Change:
-        """Of one difference per answer."""
-        return cls(len(differences), *paired_interval(differences, seed=seed))
+    def of(cls, differences: Sequence[float], groups: Sequence[int], seed: int) -> Change:
+        """Of one difference per answer, and the answers per sample."""
+        interval = paired_interval(differences, groups=groups, seed=seed)
+        return cls(len(differences), *interval)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON can hold them; those that are not finite are null."""
@@ -280,36 +281,51 @@ def _answer_loss(
 
 
 def paired_interval(
-    differences: Sequence[float], *, seed: int = 0, resamples: int = 2000
+    differences: Sequence[float],
+    *,
+    groups: Sequence[int] | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> tuple[float, float, float]:
     """Mean of paired differences with its 95 % bootstrap interval (percentiles).
 
     Args:
         differences: one per answer.
+        groups: how many of them, one after the other, share documents; groups are drawn again, and
+            answers within them. None takes every answer as independent of the others.
         seed: of the resampling.
-        resamples: how often the answers are drawn again.
+        resamples: how often is drawn again.
 
     Returns:
-        The mean, and the interval's lower and upper end; infinite ends for a single difference.
+        The mean, and the interval's lower and upper end; infinite ends for a single group.
 
     Raises:
-        ConfigurationError: there is no difference, or no resample.
+        ConfigurationError: there is no difference, or no resample, or the groups do not add up.
     """
     n = len(differences)
-    if n == 0 or resamples < 1:
+    sizes = torch.tensor([1] * n if groups is None else list(groups), dtype=torch.long)
+    if n == 0 or resamples < 1 or int(sizes.sum()) != n or int(sizes.min()) < 1:
         raise ConfigurationError(
-            f"{n} differences and {resamples} resamples; an interval needs 1 or more of each."
+            f"{n} differences, {int(sizes.sum())} of them in groups, and {resamples} resamples; "
+            "an interval needs 1 or more of each, and every difference in one group."
         )
     values = torch.tensor(list(differences), dtype=torch.float64)
     mean = float(values.mean())
-    if n == 1 or not math.isfinite(mean):
+    if len(sizes) == 1 or not math.isfinite(mean):
         return mean, -math.inf, math.inf
+    widest = int(sizes.max())
+    starts, places = sizes.cumsum(0) - sizes, torch.arange(widest)
     generator = torch.Generator().manual_seed(seed)
-    at_once = max(_DRAWN_AT_ONCE // n, 1)
-    means = [
-        values[torch.randint(n, (min(at_once, resamples - done), n), generator=generator)].mean(1)
-        for done in range(0, resamples, at_once)
-    ]
+    at_once = max(_DRAWN_AT_ONCE // (len(sizes) * widest), 1)
+    means = []
+    for done in range(0, resamples, at_once):
+        shape = (min(at_once, resamples - done), len(sizes))
+        drawn = torch.randint(len(sizes), shape, generator=generator)
+        of = sizes[drawn][..., None]
+        share = torch.rand((*shape, widest), dtype=torch.float64, generator=generator)
+        answers = values[starts[drawn][..., None] + (share * of).long()]
+        there = places < of  # smaller groups leave places empty
+        means.append((answers * there).sum((1, 2)) / there.sum((1, 2)))
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.quantile(torch.cat(means), ends).tolist()
     return mean, low, high
@@ -371,14 +387,18 @@ class _Search:
             found = self._run(self.halves[half], config)
             pairs = zip(found.losses, self._plain[half], strict=True)
             self._differences[key] = [new - old for new, old in pairs]
-            change = Change.of(self._differences[key], self._seed)
+            change = Change.of(self._differences[key], self._groups(half), self._seed)
             self.trials[key] = Trial(config, half, change, found.acted)
         return self.trials[key]
 
     def pooled(self, trials: Sequence[Trial]) -> Change:
         """The change over the answers of several trials together."""
         differences = [d for trial in trials for d in self._differences[trial.config, trial.half]]
-        return Change.of(differences, self._seed)
+        groups = [size for trial in trials for size in self._groups(trial.half)]
+        return Change.of(differences, groups, self._seed)
+
+    def _groups(self, half: Half) -> list[int]:
+        return [len(sample.turns) for sample in self.halves[half]]
 
 
 def _mean_change(trial: Trial) -> float:
@@ -426,8 +446,8 @@ def calibrate(
     must lower the loss on either, with an interval below 0. Where they did not, the interval over
     both choices' out-of-half answers together must lie below 0, and that of the one given too.
 
-    The interval is over answers. Those that share documents are not quite independent, so many
-    small samples defend a setting better than few large ones.
+    A bank changes what is read for all questions on a sample alike, so intervals draw samples
+    again, and answers within them: many small samples defend a setting better than few large ones.
 
     Args:
         model: a causal language model without PaceLLM.

@@ -186,26 +186,24 @@ def look_up(
         high, middle = high & valid, middle & valid
     found = high | middle
     keeps_itself = 0.5 if config.update == "slotwise" else 0.0
-    positive = high.float() + 0.5 * middle.float()
+    blend = config.blend
+    positive = blend * (high.float() + 0.5 * middle.float())
     weights = torch.zeros_like(sims).scatter_(
         -1, best, (positive[..., None] * share[:, None, :]).expand_as(best)
     )
     if config.negatives:
         _, worst = sims.masked_fill(~occupied, 2.0).topk(config.negatives, dim=-1, largest=False)
         places = torch.arange(config.negatives, device=x.device)[None] < bank.filled[:, None]
-        least = places * (config.noise / bank.filled.clamp(1, config.negatives)[:, None])
+        least = places * (blend * config.noise / bank.filled.clamp(1, config.negatives)[:, None])
         weights.scatter_add_(
             -1, worst, (found.float()[..., None] * least[:, None, :]).expand_as(worst)
         )
-    own = torch.where(found, keeps_itself * middle.float(), torch.ones_like(positive))
-    blend = config.blend
-    output = ((1 - blend) + blend * own)[..., None] * x
-    output = output + blend * torch.matmul(weights, bank.values)
+    # 1 to the bit where nothing was found, so that the activation itself comes out
+    own = torch.where(found, 1 - blend + blend * keeps_itself * middle, 1.0)
+    output = torch.baddbmm(own[..., None] * x, weights, bank.values).to(activations.dtype)
     mean = (top * share[:, None, :]).sum(dim=-1)
     mean = mean.masked_fill(bank.filled[:, None] == 0, -1.0)
-    # where nothing was found the activation itself, to the bit
-    kept = torch.where(found[..., None], output.to(activations.dtype), activations)
-    return Lookup(kept, best, counted, mean, high, middle)
+    return Lookup(output, best, counted, mean, high, middle)
 
 
 def update(
@@ -251,11 +249,53 @@ def update(
     chosen = torch.zeros(*s.shape, config.slots, device=x.device).scatter_(
         -1, looked_up.best, looked_up.counted[:, None, :].float().expand_as(looked_up.best)
     )
-    bank, merged = _merge(bank, x, value, chosen * between[..., None], between, config)
+    merged = written = torch.zeros_like(stats.merged)
+    if not _surely_none(between):
+        step = _merge_one if s.shape[1] == 1 else _merge
+        bank, merged = step(bank, x, value, chosen * between[..., None], between, config, looked_up)
     if config.update == "slotwise":
         bank = replace(bank, usage=bank.usage + (chosen * familiar[..., None]).sum(dim=1))
-    bank, written = _write(bank, x, value, s, new, config)
+    if not _surely_none(new):
+        bank, written = _write(bank, x, value, s, new, config)
     return bank, replace(stats, merged=stats.merged + merged, written=stats.written + written)
+
+
+def _surely_none(mask: torch.Tensor) -> bool:
+    """Whether no token is meant; asked on the CPU only, as another device would be waited for."""
+    return mask.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any()
+
+
+def _merge_one(
+    bank: MemoryBank,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    chosen: torch.Tensor,
+    between: torch.Tensor,
+    config: PaceConfig,
+    looked_up: Lookup,
+) -> tuple[MemoryBank, torch.Tensor]:
+    """As `_merge` for a window of one token, which touches only the slots that it averaged."""
+    slots = looked_up.best[:, 0]
+    meant = between & looked_up.counted
+    rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
+
+    def moved(held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        own = held[rows, slots]
+        return torch.where(meant[..., None], torch.lerp(own, new, config.momentum), own)
+
+    new_keys = moved(bank.keys, keys)
+    usage = bank.usage
+    if config.update == "reference":
+        usage = usage.index_put((rows, slots), usage[rows, slots] + meant)
+    norms = torch.where(meant, new_keys.norm(dim=-1), bank.norms[rows, slots])
+    merged = replace(
+        bank,
+        keys=bank.keys.index_put((rows, slots), new_keys),
+        values=bank.values.index_put((rows, slots), moved(bank.values, values)),
+        norms=bank.norms.index_put((rows, slots), norms),
+        usage=usage,
+    )
+    return merged, meant.sum(dim=1)
 
 
 def _merge(
@@ -265,6 +305,7 @@ def _merge(
     chosen: torch.Tensor,
     between: torch.Tensor,
     config: PaceConfig,
+    looked_up: Lookup,
 ) -> tuple[MemoryBank, torch.Tensor]:
     """Moves slots towards the tokens that chose them; `chosen` has shape (batch, tokens, slots)."""
     votes = chosen.sum(dim=1)
@@ -274,9 +315,9 @@ def _merge(
     else:
         everyone = between.float() / between.sum(dim=1, keepdim=True).clamp_min(1)
         weights = everyone[:, None, :] * touched[..., None]
-    moved = (config.momentum * touched.float())[..., None]
-    new_keys = (1 - moved) * bank.keys + config.momentum * torch.matmul(weights, keys)
-    new_values = (1 - moved) * bank.values + config.momentum * torch.matmul(weights, values)
+    stays = (1 - config.momentum * touched.float())[..., None]
+    new_keys = torch.baddbmm(stays * bank.keys, weights, keys, alpha=config.momentum)
+    new_values = torch.baddbmm(stays * bank.values, weights, values, alpha=config.momentum)
     usage = bank.usage + touched if config.update == "reference" else bank.usage
     norms = torch.where(touched, new_keys.norm(dim=-1), bank.norms)
     merged = replace(bank, keys=new_keys, values=new_values, norms=norms, usage=usage)
@@ -304,19 +345,18 @@ def _write(
     # free slots come first, in order, then used ones by their counters
     rank = torch.where(bank.occupied, bank.usage, -1.0)
     slot = rank.argsort(dim=-1, stable=True)[:, :takers]
+    rows = torch.arange(token.shape[0], device=keys.device)[:, None]
     wide = taken[..., None]
-    at = slot[..., None].expand(-1, -1, keys.shape[-1])
-    from_token = token[..., None].expand_as(at)
-    new_keys = torch.where(wide, keys.gather(1, from_token), bank.keys.gather(1, at))
-    new_values = torch.where(wide, values.gather(1, from_token), bank.values.gather(1, at))
-    new_norms = torch.where(taken, new_keys.norm(dim=-1), bank.norms.gather(1, slot))
-    new_usage = torch.where(taken, 1.0, bank.usage.gather(1, slot))
+    new_keys = torch.where(wide, keys[rows, token], bank.keys[rows, slot])
+    new_values = torch.where(wide, values[rows, token], bank.values[rows, slot])
+    new_norms = torch.where(taken, new_keys.norm(dim=-1), bank.norms[rows, slot])
+    new_usage = torch.where(taken, 1.0, bank.usage[rows, slot])
     count = taken.sum(dim=1)
     written = MemoryBank(
-        keys=bank.keys.scatter(1, at, new_keys),
-        values=bank.values.scatter(1, at, new_values),
-        norms=bank.norms.scatter(1, slot, new_norms),
-        usage=bank.usage.scatter(1, slot, new_usage),
+        keys=bank.keys.index_put((rows, slot), new_keys),
+        values=bank.values.index_put((rows, slot), new_values),
+        norms=bank.norms.index_put((rows, slot), new_norms),
+        usage=bank.usage.index_put((rows, slot), new_usage),
         filled=(bank.filled + count).clamp_max(config.slots),
     )
     return written, count
