@@ -179,7 +179,7 @@ def _attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention function: returns (batch, tokens, heads, dim) and no weights."""
-    recorder = _recorder.get()
+    recorder = None if torch.compiler.is_compiling() else _recorder.get()
     if recorder is not None:
         layer = getattr(module, "layer_idx", None)
         if layer is not None and layer in recorder.layers:

@@ -151,6 +151,9 @@ class PaceHandle:
             )
         return stats
 
+    # The hooks stay out of compiled graphs: whose memory it is depends on the cache's state, which
+    # a graph would take for constant. They cost a graph break each.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -172,10 +175,12 @@ class PaceHandle:
         self._calls.current = _Call(cache, phase, valid, {})
         return args, kwargs
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _end(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the decoder, also when it failed."""
         self._calls.current = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_down(
         self, layer: int, module: torch.nn.Module, args: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
