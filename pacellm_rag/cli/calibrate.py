@@ -28,7 +28,8 @@ from pacellm_rag.models.default_model import DEFAULT_MODEL, default_model_folder
 
 if TYPE_CHECKING:
     from pacellm_rag.models.tokenizer import ChatTokenizer
-    from pacellm_rag.pace.calibrate import Calibration, Sample, Trial
+    from pacellm_rag.pace.answer_loss import Sample
+    from pacellm_rag.pace.calibrate import Calibration, Trial
     from pacellm_rag.pace.config import PaceConfig
 
 __all__ = ["calibrate"]
@@ -243,7 +244,7 @@ def _sample(
     tokenizer: ChatTokenizer, packed: PackedContext, asked: Sequence[tuple[str, str]]
 ) -> Sample:
     """The prompts of `ask`, cut where the questions begin, and the answers as tokens."""
-    from pacellm_rag.pace.calibrate import Sample
+    from pacellm_rag.pace.answer_loss import Sample
 
     def encode(question: str) -> tuple[int, ...]:
         return tokenizer.encode_messages(build_messages(packed, question)).token_ids

@@ -100,6 +100,7 @@ class PaceHandle:
         self._hooks: list[RemovableHandle] = []
         self._calls = _Calls()
         self._last: dict[int, LayerMemory] = {}
+        self._saved = getattr(model.config, _CONFIG, None)  # what a checkpoint brought
         decoder = _decoder_of(model, layers[0])
         self._decoder_config = decoder.config
         self._hooks.append(decoder.register_forward_pre_hook(self._begin, with_kwargs=True))
@@ -127,7 +128,10 @@ class PaceHandle:
         self._hooks.clear()
         if getattr(self.model, _HANDLE, None) is self:
             delattr(self.model, _HANDLE)
-            delattr(self.model.config, _CONFIG)
+            if self._saved is None:
+                delattr(self.model.config, _CONFIG)
+            else:
+                setattr(self.model.config, _CONFIG, self._saved)
 
     def stats(self, cache: Cache | None = None, row: int = 0) -> dict[int, LayerStats]:
         """What each layer's memory did for one sequence.

@@ -1,116 +1,32 @@
 """Which settings of the memory banks lower the loss of known answers, if any do.
 
-The answers are put into the model's mouth token by token, as it would decode them itself, behind
-documents that are read once per setting. Settings are searched on one half of the samples and
-judged on the other, both ways round; only what holds on samples that did not choose it is given.
-Knows tokens and decoders; knows nothing of documents, templates or files.
+Settings are searched on one half of the samples and judged on the other, both ways round; only
+what holds on samples that did not choose it is given. Knows tokens and decoders; knows nothing of
+documents, templates or files.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
 
-from pacellm_rag.errors import CancelledError, ConfigurationError, ModelError
+from pacellm_rag.errors import ConfigurationError, ModelError
+from pacellm_rag.pace.answer_loss import CancelSignal, Measured, Sample, measure
 from pacellm_rag.pace.architectures import find_feed_forwards
-from pacellm_rag.pace.attach import attach
-from pacellm_rag.pace.cache import PaceCache
 from pacellm_rag.pace.config import PaceConfig
+from pacellm_rag.pace.paired_interval import Change
 
-__all__ = [
-    "Calibration",
-    "Change",
-    "Measured",
-    "Sample",
-    "Trial",
-    "answer_losses",
-    "calibrate",
-    "measure",
-    "paired_interval",
-]
+__all__ = ["Calibration", "Trial", "calibrate"]
 
 Half = Literal["A", "B"]
 
 _FEWEST_ANSWERS = 20  # of a half: a bootstrap of fewer is too sure of itself
-_DRAWN_AT_ONCE = 10_000_000
-
-
-class _CancelSignal(Protocol):
-    def is_set(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Documents as tokens, and questions about them with their answers.
-
-    Attributes:
-        prefix: the documents, as every question shares them.
-        turns: for each question its tokens, from the end of the prefix to where the answer begins,
-            and the tokens of the answer.
-
-    Raises:
-        ConfigurationError: a part has no tokens.
-    """
-
-    prefix: tuple[int, ...]
-    turns: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-
-    def __post_init__(self) -> None:
-        if not self.prefix or not self.turns or not all(q and a for q, a in self.turns):
-            raise ConfigurationError(
-                "A sample has a prefix, a question or an answer without tokens, or no questions; "
-                "each needs one token or more."
-            )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a setting gives on some samples.
-
-    Attributes:
-        losses: for each answer the mean negative log likelihood of its tokens, in nats.
-        acted: share of the documents' tokens that a bank changed, over the layers with one.
-    """
-
-    losses: tuple[float, ...]
-    acted: float
-
-
-@dataclass(frozen=True)
-class Change:
-    """A paired change of the loss against the plain model, in nats; below 0 is better.
-
-    Attributes:
-        n: answers.
-        mean: mean change.
-        low: lower end of the 95 % bootstrap interval.
-        high: its upper end.
-    """
-
-    n: int
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, differences: Sequence[float], groups: Sequence[int], seed: int) -> Change:
-        """Of one difference per answer, and the answers per sample."""
-        interval = paired_interval(differences, groups=groups, seed=seed)
-        return cls(len(differences), *interval)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON can hold them; those that are not finite are null."""
-        figures = {"mean": self.mean, "low": self.low, "high": self.high}
-        return {"n": self.n} | {k: v if math.isfinite(v) else None for k, v in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -164,171 +80,6 @@ class Calibration:
             "validation": [trial.to_dict() for trial in self.validation],
             "trials": [trial.to_dict() for trial in self.trials],
         }
-
-
-def measure(
-    model: PreTrainedModel,
-    samples: Sequence[Sample],
-    config: PaceConfig | None,
-    *,
-    window: int = 1024,
-    progress: Callable[[int, int], None] | None = None,
-    cancel: _CancelSignal | None = None,
-) -> Measured:
-    """Reads the samples' documents with a setting, and what loss it gives their answers.
-
-    Reading and answering go as in the reading engine: the documents are a segment, a question is
-    read on a copy of what they left, each token of its answer is decoded. The size of the pieces
-    that are read does not matter.
-
-    Args:
-        model: a causal language model without PaceLLM.
-        samples: documents, questions and answers.
-        config: the settings; None for the plain model.
-        window: tokens per forward pass while reading.
-        progress: called with answers done and answers in all.
-        cancel: looked at before every document and question.
-
-    Raises:
-        ModelError: the model has PaceLLM attached.
-        CancelledError: `cancel` was set.
-    """
-    if getattr(model, "_pacellm_handle", None) is not None:
-        raise ModelError("This model has PaceLLM attached; detach it before calibrating.")
-    if window < 1:
-        raise ConfigurationError(f"window is {window}; it must be 1 token or more.")
-    total = sum(len(sample.turns) for sample in samples)
-    losses: list[float] = []
-    acted = looked_up = 0
-    attached = nullcontext() if config is None else attach(model, config)
-    with attached, _evaluating(model), torch.no_grad():
-        for sample in samples:
-            _check(cancel, len(losses), total)
-            cache = PaceCache(model.config)
-            cache.reading()
-            _read(model, cache, sample.prefix, window)
-            cache.end_segment()
-            for memory in cache.memories.values():
-                acted += int(memory.stats.high + memory.stats.middle)
-                looked_up += int(memory.stats.tokens)
-            for question, answer in sample.turns:
-                _check(cancel, len(losses), total)
-                branch = copy.deepcopy(cache)
-                losses.append(_answer_loss(model, branch, question, answer, window))
-                if progress is not None:
-                    progress(len(losses), total)
-    return Measured(tuple(losses), acted / max(looked_up, 1))
-
-
-def answer_losses(
-    model: PreTrainedModel,
-    samples: Sequence[Sample],
-    config: PaceConfig | None,
-    *,
-    window: int = 1024,
-    progress: Callable[[int, int], None] | None = None,
-    cancel: _CancelSignal | None = None,
-) -> list[float]:
-    """The losses that `measure` finds: one per answer, in nats, in the order of the samples."""
-    found = measure(model, samples, config, window=window, progress=progress, cancel=cancel)
-    return list(found.losses)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, and each module back in its mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _check(cancel: _CancelSignal | None, done: int, total: int) -> None:
-    if cancel is not None and cancel.is_set():
-        raise CancelledError(f"Cancelled while calibrating (answer {done} of {total}).")
-
-
-def _read(model: PreTrainedModel, cache: PaceCache, tokens: Sequence[int], window: int) -> None:
-    """Runs tokens through the decoder and computes no logits."""
-    for start in range(0, len(tokens), window):
-        ids = torch.tensor([tokens[start : start + window]], device=model.device)
-        model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-
-
-def _answer_loss(
-    model: PreTrainedModel,
-    cache: PaceCache,
-    question: Sequence[int],
-    answer: Sequence[int],
-    window: int,
-) -> float:
-    """Mean loss of an answer's tokens; what is read goes into the cache."""
-    cut = (len(question) - 1) // window * window
-    _read(model, cache, question[:cut], window)
-    feed: Sequence[int] = question[cut:]
-    logits = []
-    for token in answer:
-        ids = torch.tensor([feed], device=model.device)
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits.append(output.logits[0, -1].float())
-        feed = [token]
-        cache.decoding()  # each token of the answer is a window of its own
-    wanted = torch.tensor(answer, device=logits[0].device)
-    return float(torch.nn.functional.cross_entropy(torch.stack(logits), wanted))
-
-
-def paired_interval(
-    differences: Sequence[float],
-    *,
-    groups: Sequence[int] | None = None,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> tuple[float, float, float]:
-    """Mean of paired differences with its 95 % bootstrap interval (percentiles).
-
-    Args:
-        differences: one per answer.
-        groups: how many of them, one after the other, share documents; groups are drawn again, and
-            answers within them. None takes every answer as independent of the others.
-        seed: of the resampling.
-        resamples: how often is drawn again.
-
-    Returns:
-        The mean, and the interval's lower and upper end; infinite ends for a single group.
-
-    Raises:
-        ConfigurationError: there is no difference, or no resample, or the groups do not add up.
-    """
-    n = len(differences)
-    sizes = torch.tensor([1] * n if groups is None else list(groups), dtype=torch.long)
-    if n == 0 or resamples < 1 or int(sizes.sum()) != n or int(sizes.min()) < 1:
-        raise ConfigurationError(
-            f"{n} differences, {int(sizes.sum())} of them in groups, and {resamples} resamples; "
-            "an interval needs 1 or more of each, and every difference in one group."
-        )
-    values = torch.tensor(list(differences), dtype=torch.float64)
-    mean = float(values.mean())
-    if len(sizes) == 1 or not math.isfinite(mean):
-        return mean, -math.inf, math.inf
-    widest = int(sizes.max())
-    starts, places = sizes.cumsum(0) - sizes, torch.arange(widest)
-    generator = torch.Generator().manual_seed(seed)
-    at_once = max(_DRAWN_AT_ONCE // (len(sizes) * widest), 1)
-    means = []
-    for done in range(0, resamples, at_once):
-        shape = (min(at_once, resamples - done), len(sizes))
-        drawn = torch.randint(len(sizes), shape, generator=generator)
-        of = sizes[drawn][..., None]
-        share = torch.rand((*shape, widest), dtype=torch.float64, generator=generator)
-        answers = values[starts[drawn][..., None] + (share * of).long()]
-        there = places < of  # smaller groups leave places empty
-        means.append((answers * there).sum((1, 2)) / there.sum((1, 2)))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(torch.cat(means), ends).tolist()
-    return mean, low, high
 
 
 class _Search:
@@ -436,7 +187,7 @@ def calibrate(
     seed: int = 0,
     reading_window: int = 1024,
     progress: Callable[[int, int, str], None] | None = None,
-    cancel: _CancelSignal | None = None,
+    cancel: CancelSignal | None = None,
 ) -> Calibration:
     """Searches settings that lower the loss of the answers, and keeps what it can defend.
 

@@ -15,8 +15,9 @@ from pacellm_rag.context.packing import pack_context
 from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace import calibrate as search
-from pacellm_rag.pace.calibrate import Calibration, Change, Trial
+from pacellm_rag.pace.calibrate import Calibration, Trial
 from pacellm_rag.pace.config import PaceConfig
+from pacellm_rag.pace.paired_interval import Change
 from pacellm_rag.reader import DocumentReader
 from pacellm_rag.testing import byte_tokenizer
 

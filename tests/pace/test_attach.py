@@ -360,6 +360,8 @@ def test_8_the_settings_travel_with_the_checkpoint(tiny: Tiny, tmp_path: Path) -
     handle.detach()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert saved_config(loaded) == ACTING
+    attach(loaded, PaceConfig(layers=(1,))).detach()
+    assert saved_config(loaded) == ACTING
     with attach(loaded) as again:
         assert again.config == ACTING
         torch.testing.assert_close(logits(loaded, ids), paced, atol=1e-4, rtol=1e-4)

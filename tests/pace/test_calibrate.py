@@ -13,17 +13,11 @@ from pacellm_rag.errors import CancelledError, ConfigurationError, ModelError
 from pacellm_rag.models.generation import prefill
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace import calibrate as module
+from pacellm_rag.pace.answer_loss import Measured, Sample, answer_losses, measure
 from pacellm_rag.pace.cache import set_phase
-from pacellm_rag.pace.calibrate import (
-    Calibration,
-    Measured,
-    Sample,
-    answer_losses,
-    calibrate,
-    measure,
-    paired_interval,
-)
+from pacellm_rag.pace.calibrate import Calibration, calibrate
 from pacellm_rag.pace.config import PaceConfig
+from pacellm_rag.pace.paired_interval import paired_interval
 
 Tiny = Callable[..., PaceModel]
 ACTING = PaceConfig(layers=(0, 2), slots=16, window=20, low=-0.2, high=0.5, blend=0.5)
@@ -214,7 +208,7 @@ def test_answers_that_share_documents_are_drawn_with_them() -> None:
 def test_many_answers_are_drawn_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [random.Random(i).gauss(1, 1) for i in range(100)]
     whole = paired_interval(values)
-    monkeypatch.setattr(module, "_DRAWN_AT_ONCE", 5000)
+    monkeypatch.setattr("pacellm_rag.pace.paired_interval._DRAWN_AT_ONCE", 5000)
     assert paired_interval(values) == pytest.approx(whole, abs=0.02)
 
 
