@@ -47,6 +47,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "seed": ("0", 0),
     "context_window": ("100", 100),
     "window": ("10", 10),
+    "pace": ("off", "off"),
     "citations": ("no", False),
     "quiet": ("TRUE", True),
 }
