@@ -1,4 +1,7 @@
-"""The ten properties of METHOD, section 4, over all families (1 to 8; 9 and 10 have own files)."""
+"""What must hold of attached banks, over all families: properties 1 to 8 of docs/pacellm.md.
+
+Over 400 lines because the properties are one list and share one way of asking.
+"""
 
 from __future__ import annotations
 
