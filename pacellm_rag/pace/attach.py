@@ -69,6 +69,7 @@ class LayerStats:
 class _Call:
     """One forward pass of the decoder."""
 
+    rows: int
     cache: Cache | None
     phase: Phase
     valid: torch.Tensor | None
@@ -176,7 +177,7 @@ class PaceHandle:
         tokens, seen = int(shape[1]), cache.get_seq_length() if cache is not None else 0
         phase = phase_of(cache, tokens, seen) if cache is not None else "read"
         valid = _real_tokens(kwargs.get("attention_mask"), tokens, phase)
-        self._calls.current = _Call(cache, phase, valid, {})
+        self._calls.current = _Call(int(shape[0]), cache, phase, valid, {})
         return args, kwargs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -200,8 +201,7 @@ class PaceHandle:
             )
         shape = activations.shape
         if activations.dim() == 2:  # OPT flattens batch and tokens
-            batch = 1 if call.valid is None else call.valid.shape[0]
-            activations = activations.view(batch, -1, shape[-1])
+            activations = activations.view(call.rows, -1, shape[-1])
         if call.cache is not None:
             memory = memory_of(call.cache, layer)
         else:
