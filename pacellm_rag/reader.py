@@ -334,12 +334,13 @@ class DocumentReader:
         if not question.strip():
             raise ConfigurationError("The question is empty; ask something.")
         options = options or self.options
-        self.plan(question, history=history, options=options).check()
-        self.read(progress=progress, cancel=cancel)
-        assert self._reading is not None
         prompt = self.model.tokenizer.encode_messages(
             build_messages(self.packed, question, history)
         )
+        if len(prompt.token_ids) + options.max_new_tokens > self.model.context_window:
+            self.plan(question, history=history, options=options).check()  # says what is too much
+        self.read(progress=progress, cancel=cancel)
+        assert self._reading is not None
         base = locate_context(prompt, self.packed)
         spans = [(start + base, end + base) for start, end in self._resolver.sentence_spans]
         generation = self.model.stream(

@@ -1,3 +1,8 @@
+"""Cortical Experts: clustering, the permutation, and its way back.
+
+Over 400 lines because every family goes through the same few questions.
+"""
+
 from __future__ import annotations
 
 import copy
