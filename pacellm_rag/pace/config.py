@@ -37,6 +37,11 @@ class PaceConfig:
         blend: share of the looked-up activation in what the down projection reads (alpha); the
             paper replaces all of it (1.0), its authors' code takes 0.2. 0 changes nothing.
         momentum: share of the new in a merged slot; the paper's average is 0.5.
+        outlier: a token is not stored if its activation is more than this many times as long as
+            the median of its window. Decoders park "massive activations" on the first token and a
+            few others (Sun et al., "Massive Activations in Large Language Models", COLM 2024),
+            hundreds of times the usual length: as the least similar slot of all they would come
+            back to every other token as noise that drowns it. The rule "reference" stores them.
         update: "slotwise" merges into a slot the mean of the tokens that chose that slot;
             "reference" does what the authors' code does, for comparison with it.
 
@@ -54,6 +59,7 @@ class PaceConfig:
     window: int = 1024
     blend: float = 0.2
     momentum: float = 0.5
+    outlier: float = 8.0
     update: UpdateRule = "slotwise"
 
     def __post_init__(self) -> None:
@@ -68,6 +74,7 @@ class PaceConfig:
             "window": (self.window >= 1, "1 token or more"),
             "blend": (0 <= self.blend <= 1, "between 0 and 1"),
             "momentum": (0 <= self.momentum <= 1, "between 0 and 1"),
+            "outlier": (self.outlier >= 1, "1 or more"),
             "update": (self.update in ("slotwise", "reference"), "'slotwise' or 'reference'"),
             "layers": (all(i >= 0 for i in self.layers or ()), "indices from 0"),
         }

@@ -13,6 +13,7 @@ multiplications beside the layer's own 3 d_ff d_model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -227,6 +228,9 @@ def update(
       (of equals the first), at most `slots` a window: the least similar first ("slotwise"), or by
       position ("reference"). A new slot's counter is 1.
 
+    Under "slotwise" a token far longer than its window's median (`outlier`) is not stored, in
+    whatever band it is.
+
     Merging comes before writing, so that a slot given to a new token holds that token alone.
 
     Args:
@@ -244,6 +248,10 @@ def update(
     s = looked_up.mean_similarity
     if valid is None:
         valid = torch.ones_like(s, dtype=torch.bool)
+    if config.update == "slotwise" and s.shape[1] > 1:  # one token is its own median
+        lengths = x.norm(dim=-1)
+        usual = lengths.masked_fill(~valid, math.nan).nanmedian(dim=1, keepdim=True).values
+        valid = valid & (lengths <= config.outlier * usual)
     familiar, new = (s > config.high) & valid, (s <= config.low) & valid
     between = valid & ~familiar & ~new
     chosen = torch.zeros(*s.shape, config.slots, device=x.device).scatter_(

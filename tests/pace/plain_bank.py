@@ -7,6 +7,7 @@ code with it; one sequence, no batches, no padding.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 
 from pacellm_rag.pace.config import PaceConfig
@@ -67,9 +68,14 @@ class PlainBank:
         outputs = [self.read(x) for x in tokens]
         ranked = [self.ranked(x)[: c.positives] for x in tokens]
         scores = [sum(s for s, _ in r) / len(r) if r else -1.0 for r in ranked]
-        between = [t for t, s in enumerate(scores) if c.low < s <= c.high]
-        for t, s in enumerate(scores):
-            if s > c.high and c.update == "slotwise":
+        stored = range(len(tokens))
+        if c.update == "slotwise":
+            lengths = [math.hypot(*x) for x in tokens]
+            usual = statistics.median_low(lengths)
+            stored = [t for t in stored if lengths[t] <= c.outlier * usual]
+        between = [t for t in stored if c.low < scores[t] <= c.high]
+        for t in stored:
+            if scores[t] > c.high and c.update == "slotwise":
                 for _, i in ranked[t]:
                     self.slots[i].usage += 1
         touched = sorted({i for t in between for _, i in ranked[t]})
@@ -82,7 +88,7 @@ class PlainBank:
             slot = self.slots[i]
             slot.key = mix(slot.key, mean([tokens[t] for t in voters]), c.momentum)
             slot.value = mix(slot.value, mean([outputs[t] for t in voters]), c.momentum)
-        new = [t for t, s in enumerate(scores) if s <= c.low]
+        new = [t for t in stored if scores[t] <= c.low]
         if c.update == "slotwise":
             new.sort(key=lambda t: scores[t])
         used = sorted(range(len(self.slots)), key=lambda i: self.slots[i].usage)

@@ -44,6 +44,7 @@ rules = st.sampled_from(["slotwise", "reference"])
     seed=st.integers(0, 500),
     high=st.floats(0.4, 0.95),
     low=st.floats(-0.5, 0.4),
+    outlier=st.floats(1.0, 2.0),
 )
 @settings(max_examples=150, deadline=None)
 def test_the_bank_does_what_the_plain_loops_do(
@@ -56,9 +57,16 @@ def test_the_bank_does_what_the_plain_loops_do(
     seed: int,
     high: float,
     low: float,
+    outlier: float,
 ) -> None:
     settings_ = config(
-        update=rule, window=window, slots=slots, negatives=negatives, high=high, low=low
+        update=rule,
+        window=window,
+        slots=slots,
+        negatives=negatives,
+        high=high,
+        low=low,
+        outlier=outlier,
     )
     x = activations(tokens, seed, spread)
     plain = PlainBank(settings_)
@@ -239,6 +247,22 @@ def test_a_stream_of_middling_similarity_collapses_by_the_reference_rule_only() 
     assert spread_of("slotwise") < 0.97
 
 
+@pytest.mark.parametrize("rule", ["slotwise", "reference"])
+def test_massive_activations_are_not_stored_but_by_the_reference_rule(rule: str) -> None:
+    x = activations(10, 4)
+    x[:, 0] *= 500  # as the first token's on some layers of real models
+    settings_ = config(update=rule)
+    output, memory = LayerMemory.start(x, settings_).read(x)
+    longest = float(memory.bank.keys.norm(dim=-1).max())
+    usual = float(x[:, 1:].norm(dim=-1).max())
+    assert torch.equal(output[:, 0], x[:, 0])
+    if rule == "slotwise":
+        assert longest <= 2 * usual
+        assert float(output[:, 5:].norm(dim=-1).max()) <= 2 * usual
+    else:
+        assert longest > 100 * usual
+
+
 def test_an_update_without_a_valid_token_is_none() -> None:
     x = activations(5, 2)
     settings_ = config()
@@ -264,6 +288,7 @@ def test_an_update_without_a_valid_token_is_none() -> None:
         ({"window": 0}, "window is 0"),
         ({"blend": 1.5}, r"blend is 1\.5"),
         ({"momentum": -0.5}, "momentum"),
+        ({"outlier": 0.5}, r"outlier is 0\.5"),
         ({"update": "magic"}, "update is 'magic'"),
         ({"layers": (-1,)}, "layers"),
     ],
