@@ -6,7 +6,12 @@ memory given back and its caches cold (which doubles our time on the smaller lay
 `k-means-constrained` (exact assignment by min-cost flow) runs with one initialisation and its own
 defaults otherwise; ours runs as `cluster_neurons` calls it, and once more until nothing is left to
 gain. A layer of a 7B model is measured with ours only: the other takes too long there. Prints a
-table and, last, a line of JSON.
+table, the load of the machine before and after, and, last, a line of JSON.
+
+Both may use the same number of threads, which is given to torch and to the OpenBLAS below
+`k-means-constrained`. Where other work runs on the machine, take one: with more, both wait for
+each other's threads to get a turn. The ratio of CPU times bears such work better than that of
+wall times.
 
     pip install k-means-constrained
     python benchmarks/clustering.py [--model NAME] [--layer 13] [--rounds 3] [--threads 1] [--large]
@@ -17,6 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import statistics
 import sys
@@ -122,9 +128,12 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--layer", type=int, default=13)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, with other seeds")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, in the comparison")
+    parser.add_argument("--threads", type=int, default=1, help="for both methods")
     parser.add_argument("--large", action="store_true", help="also a layer of a 7B model")
     arguments = parser.parse_args()
+    if os.environ.get("OPENBLAS_NUM_THREADS") != str(arguments.threads):
+        os.environ["OPENBLAS_NUM_THREADS"] = str(arguments.threads)  # is read at import only
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     peer = k_means_constrained()
     torch.set_num_threads(arguments.threads)
     model = load_model(arguments.model, device="cpu")
@@ -135,6 +144,7 @@ def main() -> None:
         "ours": ours,
         "ours, to the end": ours_to_the_end,
     }
+    load = [os.getloadavg()[0]]
     print(
         f"| {'layer':<22} | {'shape':>10} | {'method':<19} | {'inertia':>9} | {'ratio':>6} "
         f"| {'wall s':>8} | {'CPU s':>8} | {'x wall':>7} | {'x CPU':>7} |"
@@ -145,12 +155,18 @@ def main() -> None:
     if arguments.large:
         large = torch.randn(18944, 3584, generator=torch.Generator().manual_seed(0))
         rows += measure("random, 7B", large, {"ours": ours}, 1)
+    load.append(os.getloadavg()[0])
+    print(
+        f"\nThreads of each: {arguments.threads}. Load of the machine ({os.cpu_count()} cores) "
+        f"before and after: {load[0]:.1f}, {load[1]:.1f}."
+    )
     summary = {
         "benchmark": "clustering",
         "experts": EXPERTS,
         "model": model.name,
         "rounds": arguments.rounds,
         "threads": arguments.threads,
+        "load": load,
         "machine": platform.machine(),
         "torch": torch.__version__,
         "rows": [

@@ -231,6 +231,17 @@ def test_clusters_that_are_there_are_found(rows: int) -> None:
     assert misplaced <= rows % 10  # which clusters are larger by one is not searched for
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_placing_alone_gains_most_of_what_exchanges_reach(seed: int) -> None:
+    points = torch.randn(240, 32, generator=torch.Generator().manual_seed(seed))
+    by_chance = inertia(points, torch.arange(240) % 12)
+    placed, reached = (
+        inertia(points, balanced_kmeans(points, 12, seeds=(seed,), rounds=rounds))
+        for rounds in (0, 300)
+    )
+    assert by_chance - placed > 0.7 * (by_chance - reached)
+
+
 def test_exchanges_beat_the_best_single_exchange_of_a_plain_search() -> None:
     """At the end no single exchange lowers the inertia by much, found by trying them all."""
     points = torch.randn(40, 8, generator=torch.Generator().manual_seed(3))
