@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pacellm_rag.context.citations import CitationResolver, Evidence, Weights
 from pacellm_rag.context.lexical import words_of
 from pacellm_rag.context.packing import PackedContext, pack_context
@@ -31,10 +29,13 @@ from pacellm_rag.context.prompts import build_messages
 from pacellm_rag.context.tokens import locate_context, token_ranges
 from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.models.attention import QueryRecorder, recording
+from pacellm_rag.models.kv_cache import Block
 from pacellm_rag.models.loading import load_model
 from pacellm_rag.models.model import PaceModel
+from pacellm_rag.models.prefix_cache import Tokens
+from pacellm_rag.models.request import token_keys
 from pacellm_rag.models.retrieval_heads import attention_to_spans
-from pacellm_rag.protocols import GenerationOptions
+from pacellm_rag.protocols import GenerationOptions, PromptLayout
 
 METHODS = {
     "words (BM25)": Weights(attention=0, question=1, statement=1, sentence=0, marker=0),
@@ -109,44 +110,50 @@ class Questioner:
     def __init__(self, model: PaceModel, packed: PackedContext) -> None:
         self.model, self.packed = model, packed
         self.resolvers = {name: CitationResolver(packed, w) for name, w in METHODS.items()}
-        self.state = model.prefill(self._prompt("?")[0], reserve=300)
+        model.engine.runner.cache.shrink(0)  # earlier contexts
+        ids, layout, _ = self._prompt("?")
+        self.state = model.prefill(ids, layout=layout)
 
-    def _prompt(self, question: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    def _prompt(self, question: str) -> tuple[tuple[int, ...], PromptLayout, list[tuple[int, int]]]:
         prompt = self.model.tokenizer.encode_messages(build_messages(self.packed, question))
         base = locate_context(prompt, self.packed)
         spans = self.resolvers["combined"].sentence_spans
-        return prompt.token_ids, token_ranges(
-            prompt.offsets, [(start + base, end + base) for start, end in spans]
-        )
+        ranges = token_ranges(prompt.offsets, [(start + base, end + base) for start, end in spans])
+        return prompt.token_ids, PromptLayout(prompt.message_starts), ranges
+
+    def _keys(self, ids: Sequence[int], layout: PromptLayout) -> Tokens:
+        return token_keys(ids, layout, by_message=self.model.pace is not None)
 
     def own_answer(self, question: str) -> tuple[str, Evidence]:
         """What the model says."""
-        ids, spans = self._prompt(question)
-        stream = self.model.stream(self.state, ids, ANSWER, attend_to=spans)
+        ids, layout, spans = self._prompt(question)
+        stream = self.model.stream(ids, ANSWER, layout=layout, attend_to=spans)
         text = "".join(stream)
         return text, Evidence(stream.token_ends, stream.span_attention())
 
     def given_answer(self, question: str, answer: str) -> Evidence:
         """Where the model looks when an answer is put into its mouth."""
-        ids, spans = self._prompt(question)
+        ids, layout, spans = self._prompt(question)
         heads = self.model.retrieval_heads
         assert heads is not None
         hf = self.model.tokenizer.hf
         encoded = hf(answer, add_special_tokens=False, return_offsets_mapping=True)
         said = encoded["input_ids"]
-        reused = self.state.reusable(ids)
-        recorder = QueryRecorder(heads.layers, newest=len(said))
-        feed = torch.tensor([[*ids[reused:], *said[:-1]]], device=self.model.device)
-        with (
-            self.state.branch(reused, len(ids) + len(said)) as branch,
-            torch.inference_mode(),
-            recording(recorder),
-        ):
-            self.model.module.base_model(
-                input_ids=feed, past_key_values=branch.cache, use_cache=True
-            )
-            attention = attention_to_spans(heads, recorder, branch.cache, len(ids), spans)
-        return Evidence([end for _, end in encoded["offset_mapping"]], attention)
+        engine, keys = self.model.engine, self._keys(ids, layout)
+        state = self.model.prefill(ids[:-1], layout=layout)  # all but the question is known
+
+        def look() -> list[list[float]] | None:
+            node = engine.runner.cache.match(keys, len(ids) - 1)
+            if node.end != len(state.token_ids):
+                raise RuntimeError("The engine does not go on from what it has just read.")
+            decoder, feed = engine.runner.decoder, [ids[-1], *said[:-1]]
+            cache = decoder.open(node.parts(), node.snapshot, Block(len(feed)))
+            recorder = QueryRecorder(heads.layers, newest=len(said))
+            with recording(recorder):
+                decoder.read(cache, feed)
+            return attention_to_spans(heads, recorder, cache, len(ids), spans)
+
+        return Evidence([end for _, end in encoded["offset_mapping"]], engine.call(look))
 
     def first_pages(self, question: str, answer: str, evidence: Evidence) -> dict[str, int | None]:
         """For each method the index of the page it cites first."""
@@ -191,7 +198,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=8, help="per context")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, store_bytes=0)
     rows = load_rows(arguments.data, arguments.source)
     outcomes = list(measure(model, rows, arguments.contexts, arguments.questions, arguments.seed))
     groups: dict[str, Callable[[Outcome], bool]] = {

@@ -19,14 +19,15 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from pacellm_rag.models.attention import IMPLEMENTATION
-from pacellm_rag.models.generation import prefill
-from pacellm_rag.models.kv_cache import cache_bytes
+from pacellm_rag.models.decoder import Batch, Decoder
+from pacellm_rag.models.kv_cache import Block, RowLayer, cache_blocks, layers_bytes
 from pacellm_rag.models.loading import best_dtype, load_model
 from pacellm_rag.pace.attach import attach
 from pacellm_rag.pace.cache import memories_of, set_phase
 from pacellm_rag.pace.config import PaceConfig
 
 NEW_TOKENS = 32
+WINDOW = 1024
 
 
 def random_model(layers: int) -> PreTrainedModel:
@@ -46,26 +47,32 @@ def random_model(layers: int) -> PreTrainedModel:
     return model
 
 
-def run(model: PreTrainedModel, ids: list[int]) -> tuple[float, float, int, int]:
+def run(model: PreTrainedModel, ids: list[int], *, paced: bool) -> tuple[float, float, int, int]:
     """Seconds to read, seconds per decoded token, bytes of the cache and of the memories."""
+    decoder = Decoder(model, stateful=paced)
+    _ = decoder.attends  # found out once, before the clock
+    cache = decoder.open((), None, Block(len(ids) + NEW_TOKENS))
     started = time.perf_counter()
-    state = prefill(model, ids, window=1024, reserve=NEW_TOKENS + 1)
+    for start in range(0, len(ids), WINDOW):
+        decoder.read(cache, ids[start : start + WINDOW])
+    decoder.close_windows(cache)
     read = time.perf_counter() - started
-    with state.branch(len(ids), len(ids) + NEW_TOKENS + 1) as branch, torch.inference_mode():
-        token = torch.tensor([[ids[0]]])
-        set_phase(branch.cache, "decode")
-        steps = []
-        for _ in range(NEW_TOKENS):
-            before = time.perf_counter()
-            logits = model(token, past_key_values=branch.cache, logits_to_keep=1).logits
-            token = logits[:, -1:].argmax(-1)
-            steps.append(time.perf_counter() - before)
-        memory = sum(
-            tensor.nbytes
-            for held in memories_of(branch.cache).values()
-            for tensor in (*held.bank.tensors().values(), held.pending)
-        )
-        return read, statistics.median(steps), cache_bytes(branch.cache), memory
+    set_phase(cache, "decode")
+    batch = Batch(decoder, [cache])
+    token, steps = ids[0], []
+    for length in range(len(ids), len(ids) + NEW_TOKENS):
+        before = time.perf_counter()
+        token = int(batch.step([token], [length], [None]).argmax(-1))
+        steps.append(time.perf_counter() - before)
+    batch.close()
+    memory = sum(
+        tensor.nbytes
+        for held in memories_of(cache).values()
+        for tensor in (*held.bank.tensors().values(), held.pending)
+    )
+    others = layers_bytes(layer for layer in cache.layers if not isinstance(layer, RowLayer))
+    kept = others + sum(block.nbytes for block in cache_blocks(cache))
+    return read, statistics.median(steps), kept, memory
 
 
 def compare(
@@ -74,11 +81,11 @@ def compare(
     """Medians with and without banks."""
     plain, paced = [], []
     cache = memory = 0
-    run(model, ids[:1100])
+    run(model, ids[:1100], paced=False)
     for _ in range(rounds):
-        plain.append(run(model, ids))
+        plain.append(run(model, ids, paced=False))
         with attach(model, config):
-            paced.append(run(model, ids))
+            paced.append(run(model, ids, paced=True))
         cache, memory = paced[-1][2:]
 
     def median(rows: list[tuple[float, float, int, int]], column: int) -> float:

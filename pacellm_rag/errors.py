@@ -16,13 +16,16 @@ __all__ = [
     "CancelledError",
     "ConfigurationError",
     "ContextOverflowError",
+    "DeadlineExceededError",
     "DocumentError",
     "DocumentLimitError",
     "EncryptedDocumentError",
+    "InsufficientMemoryError",
     "MissingDependencyError",
     "ModelError",
     "ModelNotInstalledError",
     "PaceLLMError",
+    "QueueFullError",
 ]
 
 
@@ -40,6 +43,28 @@ class MissingDependencyError(PaceLLMError, ImportError):
 
 class CancelledError(PaceLLMError):
     """The caller cancelled the work through its cancel signal."""
+
+
+class DeadlineExceededError(PaceLLMError):
+    """The request did not end within its timeout."""
+
+
+class QueueFullError(PaceLLMError):
+    """Too many requests wait for the model already; try again later."""
+
+
+class InsufficientMemoryError(PaceLLMError):
+    """There is not the memory for what was to be read.
+
+    Attributes:
+        needed_bytes: what it takes.
+        free_bytes: what there is; None where that can not be told.
+    """
+
+    def __init__(self, message: str, *, needed_bytes: int, free_bytes: int | None) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 class ModelError(PaceLLMError):

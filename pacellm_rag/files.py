@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["cache_folder", "config_file", "write_atomically"]
+__all__ = ["cache_folder", "config_file", "readings_folder", "write_atomically"]
 
 _APP = "pacellm-rag"
 
@@ -20,6 +20,12 @@ def cache_folder() -> Path:
     """The folder for things that can be made again: `PACELLM_RAG_CACHE`, else the user's cache."""
     named = os.environ.get("PACELLM_RAG_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir(_APP))
+
+
+def readings_folder() -> Path:
+    """The folder for what models have read: `PACELLM_RAG_READINGS`, else within `cache_folder`."""
+    named = os.environ.get("PACELLM_RAG_READINGS")
+    return Path(named).expanduser() if named else cache_folder() / "readings"
 
 
 def config_file() -> Path:

@@ -7,13 +7,14 @@ are implemented by `pacellm_rag.models` (Hugging Face decoders) and by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from pacellm_rag.errors import ConfigurationError
 
 __all__ = [
+    "ONE_MESSAGE",
     "CancelSignal",
     "ContextState",
     "EncodedPrompt",
@@ -21,8 +22,10 @@ __all__ = [
     "GenerationOptions",
     "Message",
     "ProgressCallback",
+    "PromptLayout",
     "PromptTokenizer",
     "ReadProgress",
+    "ReadingCost",
     "Role",
     "TextGeneration",
     "TextModel",
@@ -57,11 +60,32 @@ class EncodedPrompt:
         token_ids: its tokens, exactly one BOS among them where the model uses one.
         offsets: for each token the [start, end) characters of `text` that it covers; (0, 0) for a
             token that stands for no character.
+        message_starts: for each turn but those that the template drops, the token with which its
+            content begins, ascending. PaceLLM's windows are counted from there.
     """
 
     text: str
     token_ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+    message_starts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Where the parts of a prompt begin and end, in tokens.
+
+    Attributes:
+        message_starts: as in `EncodedPrompt`.
+        document_ends: tokens up to the end of each document: where other prompts may go on
+            otherwise, so that reading goes on from there.
+    """
+
+    message_starts: tuple[int, ...] = ()
+    document_ends: tuple[int, ...] = ()
+
+
+ONE_MESSAGE: Final = PromptLayout()
+"""The layout of a prompt of which nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,7 @@ class GenerationOptions:
         top_k: sample among this many most likely tokens (0 = all).
         seed: seed of the sampler; None draws a new one.
         stop: strings that end the answer; they are never part of it.
+        timeout: seconds, from the request on, after which it ends with `DeadlineExceededError`.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -86,6 +111,7 @@ class GenerationOptions:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -102,6 +128,8 @@ class GenerationOptions:
             raise ConfigurationError(
                 f"stop is {self.stop!r}; it must be a tuple of non-empty strings."
             )
+        if self.timeout is not None and not self.timeout > 0:
+            raise ConfigurationError(f"timeout is {self.timeout}; it must be above 0 seconds.")
 
 
 @dataclass(frozen=True)
@@ -109,20 +137,53 @@ class ReadProgress:
     """How far the reading of a prompt has come.
 
     Attributes:
-        tokens_done: tokens of the prompt that the model has read.
+        tokens_done: tokens of the prompt that the model has read, those read before included.
         tokens_total: tokens of the prompt.
         tokens_per_second: rate so far; 0 before the first window.
         seconds_left: estimate for the rest; attention makes later tokens dearer, which it takes
             into account only as far as the last windows show it. None before the first window.
+        queue_position: requests that are before this one, which has not begun; 0 once it has.
     """
 
     tokens_done: int
     tokens_total: int
     tokens_per_second: float
     seconds_left: float | None
+    queue_position: int = 0
 
 
 ProgressCallback = Callable[[ReadProgress], None]
+
+
+@dataclass(frozen=True)
+class ReadingCost:
+    """What a prompt takes of the machine.
+
+    Attributes:
+        tokens_known: of its tokens, those that have been read before.
+        tokens_to_read: the others.
+        kv_bytes: keys and values of what is to be read and of the answer.
+        bank_bytes: PaceLLM's memory banks.
+        free_bytes: memory that is free for them; None where it can not be told.
+        seconds: estimate of the time to read, by the rate measured so far; None without one.
+    """
+
+    tokens_known: int
+    tokens_to_read: int
+    kv_bytes: int
+    bank_bytes: int
+    free_bytes: int | None
+    seconds: float | None
+
+    @property
+    def needed_bytes(self) -> int:
+        """Keys, values and banks together."""
+        return self.kv_bytes + self.bank_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is memory for it, as far as that can be told."""
+        return self.free_bytes is None or self.needed_bytes <= self.free_bytes
 
 
 class PromptTokenizer(Protocol):
@@ -148,21 +209,37 @@ class PromptTokenizer(Protocol):
 
 
 class ContextState(Protocol):
-    """What the model has read: the KV cache of a token prefix. Never changed by a question."""
+    """A token prefix that has been read, and stays read as long as this object lives."""
 
     @property
     def token_ids(self) -> Sequence[int]:
         """The tokens read, in order."""
         ...
 
+    @property
+    def tokens_reused(self) -> int:
+        """Of these, how many had been read before."""
+        ...
+
 
 @runtime_checkable
 class TextGeneration(Protocol):
-    """An answer in the making: iterate it for pieces of text; closing it stops the work."""
+    """An answer in the making: iterate it for pieces of text; closing it stops the work.
+
+    Nothing is done before the first piece is asked for, or `start` called.
+    """
 
     def __iter__(self) -> Iterator[str]: ...
 
     def __next__(self) -> str: ...
+
+    def __aiter__(self) -> AsyncIterator[str]: ...
+
+    async def __anext__(self) -> str: ...
+
+    def start(self) -> None:
+        """Begins, and goes on without being asked for pieces. Safe to repeat."""
+        ...
 
     def close(self) -> None:
         """Stops decoding and frees the branch; further pieces are not made. Safe to repeat."""
@@ -180,7 +257,7 @@ class TextGeneration(Protocol):
 
     @property
     def tokens_reused(self) -> int:
-        """Prompt tokens that came from the state instead of being read again."""
+        """Prompt tokens that had been read before; known once the answer has begun."""
         ...
 
     @property
@@ -226,47 +303,67 @@ class TextModel(Protocol):
         self,
         token_ids: Sequence[int],
         *,
-        reserve: int = 0,
+        layout: PromptLayout = ONE_MESSAGE,
+        note: str = "",
+        timeout: float | None = None,
         progress: ProgressCallback | None = None,
         cancel: CancelSignal | None = None,
     ) -> ContextState:
-        """Reads a token prefix window by window.
+        """Reads a token prefix window by window, as far as it has not been read before.
 
         Args:
             token_ids: the prefix, at least one token.
-            reserve: further tokens to leave room for (question and answer), so that the cache
-                need not grow later.
+            layout: where its messages begin and its documents end.
+            note: what it is, for people who list what is stored.
+            timeout: seconds after which it ends with an error.
             progress: called before the first and after every window.
             cancel: checked between windows.
 
         Raises:
             CancelledError: `cancel` was set.
             ContextOverflowError: more tokens than the context window.
+            DeadlineExceededError: `timeout` is over.
+            QueueFullError: too many requests wait.
+            InsufficientMemoryError: the keys and values do not fit.
         """
         ...
 
     def stream(
         self,
-        state: ContextState,
         token_ids: Sequence[int],
         options: GenerationOptions,
         *,
+        layout: PromptLayout = ONE_MESSAGE,
+        progress: ProgressCallback | None = None,
         cancel: CancelSignal | None = None,
         attend_to: Sequence[tuple[int, int]] = (),
     ) -> TextGeneration:
-        """Answers a prompt of which `state` is (usually) a prefix.
+        """Answers a prompt; what has been read of it before is not read again.
 
         Args:
-            state: what has been read; the longest common prefix with `token_ids` is reused, but
-                for at least one token.
             token_ids: the whole prompt.
             options: how to decode.
+            layout: where its messages begin and its documents end.
+            progress: called while the prompt is read.
             cancel: checked between windows and tokens.
             attend_to: [start, end) token ranges of the prompt for `span_attention`; empty when
                 nobody will ask for it.
 
         Raises:
-            CancelledError: while iterating, when `cancel` was set.
             ContextOverflowError: prompt and `max_new_tokens` exceed the context window.
+            CancelledError: while iterating, as all the following: `cancel` was set.
+            DeadlineExceededError: `options.timeout` is over.
+            QueueFullError: too many requests wait.
+            InsufficientMemoryError: the keys and values do not fit.
         """
+        ...
+
+    def cost(
+        self,
+        token_ids: Sequence[int],
+        new_tokens: int,
+        *,
+        layout: PromptLayout = ONE_MESSAGE,
+    ) -> ReadingCost:
+        """What reading a prompt and answering it would take, without doing it."""
         ...

@@ -7,9 +7,10 @@ so that it runs without torch against any implementation of it.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from pacellm_rag.context.citations import Citation, CitationResolver, Evidence
 from pacellm_rag.context.packing import pack_context
@@ -21,10 +22,13 @@ from pacellm_rag.errors import ConfigurationError
 from pacellm_rag.protocols import (
     CancelSignal,
     ContextState,
+    EncodedPrompt,
     FinishReason,
     GenerationOptions,
     Message,
     ProgressCallback,
+    PromptLayout,
+    ReadingCost,
     TextGeneration,
     TextModel,
 )
@@ -39,8 +43,9 @@ class Receipt:
     Attributes:
         documents: number of documents.
         pages: pages read, those without text not counted.
-        tokens: tokens that the model read.
+        tokens: tokens that the model has read.
         seconds: time it took.
+        tokens_reused: of these, how many had been read before, in this process or an earlier one.
         pages_without_text: (document title, page number) of pages that hold no text.
     """
 
@@ -49,11 +54,12 @@ class Receipt:
     tokens: int
     seconds: float
     pages_without_text: tuple[tuple[str, int], ...] = ()
+    tokens_reused: int = 0
 
     @property
     def tokens_per_second(self) -> float:
-        """Reading rate."""
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+        """Reading rate, of the tokens that had to be read."""
+        return (self.tokens - self.tokens_reused) / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,9 @@ class Answer:
 class AnswerStream:
     """An answer in the making: iterate it for pieces of text, then read `answer`.
 
-    The pieces are the model's own words; page markers that it writes are still in them, while
-    `answer.text` is without. Closing the stream, or leaving a `with` block, stops the model.
+    It can be iterated by `for` and by `async for`. The pieces are the model's own words; page
+    markers that it writes are still in them, while `answer.text` is without. Closing the stream,
+    or leaving a `with` block, stops the model.
     """
 
     def __init__(
@@ -147,10 +154,32 @@ class AnswerStream:
 
     def __next__(self) -> str:
         try:
-            piece = next(self._generation)
+            return self._came(next(self._generation))
         except BaseException:
             self._ended = self._ended or time.perf_counter()
             raise
+
+    async def __aenter__(self) -> AnswerStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            return self._came(await self._generation.__anext__())
+        except BaseException:
+            self._ended = self._ended or time.perf_counter()
+            raise
+
+    def start(self) -> None:
+        """Lets the model go on without being asked for pieces."""
+        self._generation.start()
+
+    def _came(self, piece: str) -> str:
         self._first = self._first or time.perf_counter()
         self._pieces.append(piece)
         return piece
@@ -170,6 +199,15 @@ class AnswerStream:
         """The whole answer; reads the stream to its end where that has not happened."""
         if self._answer is None:
             for _ in self:
+                pass
+            self.close()
+            self._answer = self._finish()
+        return self._answer
+
+    async def answered(self) -> Answer:
+        """As `answer`, without holding up the event loop."""
+        if self._answer is None:
+            async for _ in self:
                 pass
             self.close()
             self._answer = self._finish()
@@ -248,40 +286,59 @@ class DocumentReader:
         history: Sequence[Message] = (),
         options: GenerationOptions | None = None,
     ) -> Plan:
-        """Counts what a question needs, without any model work."""
+        """What a question needs of the model and the machine, without any model work."""
+        answer_tokens = (options or self.options).max_new_tokens
+
+        def cost(prompt: EncodedPrompt) -> ReadingCost:
+            layout = self._layout(prompt)
+            return self.model.cost(prompt.token_ids, answer_tokens, layout=layout)
+
         return plan_question(
             self.packed,
             self.model.tokenizer,
             question,
-            answer_tokens=(options or self.options).max_new_tokens,
+            answer_tokens=answer_tokens,
             history=history,
+            cost=cost,
         )
+
+    def _layout(self, prompt: EncodedPrompt) -> PromptLayout:
+        """Where messages begin and documents end, in tokens."""
+        base = locate_context(prompt, self.packed)
+        spans = [(start + base, end + base) for start, end in self.packed.document_spans]
+        ends = tuple(end for _, end in token_ranges(prompt.offsets, spans))
+        return PromptLayout(prompt.message_starts, ends)
 
     def read(
         self,
         *,
         progress: ProgressCallback | None = None,
         cancel: CancelSignal | None = None,
+        timeout: float | None = None,
     ) -> Receipt:
-        """Reads all documents into the model, unless that has been done.
+        """Reads all documents into the model, as far as that has not been done before.
 
         Args:
             progress: called before the first and after every window of tokens.
             cancel: looked at between windows.
+            timeout: seconds after which it ends with an error.
 
         Raises:
             ContextOverflowError: the documents do not fit the model's window; nothing was read.
-            CancelledError: `cancel` was set; nothing is kept.
+            InsufficientMemoryError: there is not the memory; nothing was read.
+            CancelledError: `cancel` was set; what was read stays known.
+            DeadlineExceededError: the time was over.
         """
         if self._reading is not None:
             return self._reading.receipt
         self.plan().check()
-        prefix = self._prefix()
-        room = self.model.context_window - len(prefix)
         started = time.perf_counter()
+        prefix, layout = self._prefix()
         state = self.model.prefill(
             prefix,
-            reserve=min(room, self.options.max_new_tokens + 512),
+            layout=layout,
+            note=", ".join(document.title for document in self.documents),
+            timeout=timeout,
             progress=progress,
             cancel=cancel,
         )
@@ -292,19 +349,30 @@ class DocumentReader:
             for number in document.pages_without_text
         )
         pages = sum(len(document.pages) for document in self.documents) - len(empty)
-        receipt = Receipt(len(self.documents), pages, len(prefix), seconds, empty)
+        receipt = Receipt(
+            len(self.documents), pages, len(prefix), seconds, empty, state.tokens_reused
+        )
         self._reading = _Reading(state, receipt)
         return receipt
 
-    def _prefix(self) -> tuple[int, ...]:
+    def close(self) -> None:
+        """Lets the memory of the documents go, once others need it. Asking reads them again."""
+        self._reading = None
+
+    def __enter__(self) -> DocumentReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prefix(self) -> tuple[tuple[int, ...], PromptLayout]:
         """The tokens that every question shares: what two different questions have in common."""
         encode = self.model.tokenizer.encode_messages
-        one, two = (encode(build_messages(self.packed, q)).token_ids for q in ("A", "9?"))
-        common = next(
-            (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
-            min(len(one), len(two)),
-        )
-        return one[:common]
+        one, two = (encode(build_messages(self.packed, q)) for q in ("A", "9?"))
+        pairs = zip(one.token_ids, two.token_ids, strict=False)
+        limit = min(len(one.token_ids), len(two.token_ids))
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), limit)
+        return one.token_ids[:common], self._layout(one)
 
     def stream(
         self,
@@ -322,7 +390,7 @@ class DocumentReader:
             question: what to ask.
             history: earlier turns, questions and answers.
             options: how to decode this answer.
-            progress: for reading the documents.
+            progress: called while the documents, and then the question, are read.
             cancel: looked at between windows and tokens.
             cite: whether to find out where the answer comes from.
 
@@ -339,14 +407,17 @@ class DocumentReader:
         )
         if len(prompt.token_ids) + options.max_new_tokens > self.model.context_window:
             self.plan(question, history=history, options=options).check()  # says what is too much
-        self.read(progress=progress, cancel=cancel)
-        assert self._reading is not None
+        started = time.monotonic()
+        self.read(progress=progress, cancel=cancel, timeout=options.timeout)
+        if options.timeout is not None:  # what is left of it, were it next to nothing
+            left = max(options.timeout - (time.monotonic() - started), 1e-3)
+            options = replace(options, timeout=left)
         base = locate_context(prompt, self.packed)
         spans = [(start + base, end + base) for start, end in self._resolver.sentence_spans]
         generation = self.model.stream(
-            self._reading.state,
             prompt.token_ids,
             options,
+            layout=self._layout(prompt),
             cancel=cancel,
             attend_to=token_ranges(prompt.offsets, spans) if cite else (),
         )
@@ -372,3 +443,99 @@ class DocumentReader:
             cite=cite,
         ) as stream:
             return stream.answer
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        *,
+        options: GenerationOptions | None = None,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+        cite: bool = True,
+    ) -> list[Answer]:
+        """Answers several questions together, which is faster than one after the other.
+
+        The documents are read once, shared in memory, and the answers decoded side by side; each
+        is the one that `ask` gives. Arguments and errors as for `stream`; the first error ends all.
+
+        Returns:
+            The answers in the order of the questions.
+        """
+        streams: list[AnswerStream] = []
+        try:
+            for question in questions:
+                streams.append(
+                    self.stream(
+                        question, options=options, progress=progress, cancel=cancel, cite=cite
+                    )
+                )
+            for stream in streams:
+                stream.start()
+            return [stream.answer for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+
+    async def aask(
+        self,
+        question: str,
+        *,
+        history: Sequence[Message] = (),
+        options: GenerationOptions | None = None,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+        cite: bool = True,
+    ) -> Answer:
+        """As `ask`, for asyncio: cancelling the task stops the model."""
+        async with await self.astream(
+            question,
+            history=history,
+            options=options,
+            progress=progress,
+            cancel=cancel,
+            cite=cite,
+        ) as stream:
+            return await stream.answered()
+
+    async def astream(
+        self,
+        question: str,
+        *,
+        history: Sequence[Message] = (),
+        options: GenerationOptions | None = None,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+        cite: bool = True,
+    ) -> AnswerStream:
+        """As `stream`, for asyncio. The documents are read in a thread; `progress` is called there.
+
+        Cancelling the task while they are read stops the reading at its next window.
+        """
+        stopped = _EitherSignal(cancel)
+        try:
+            return await asyncio.to_thread(
+                self.stream,
+                question,
+                history=history,
+                options=options,
+                progress=progress,
+                cancel=stopped,
+                cite=cite,
+            )
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+
+class _EitherSignal:
+    """A cancel signal of our own beside the caller's."""
+
+    def __init__(self, other: CancelSignal | None) -> None:
+        self._other = other
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set or (self._other is not None and self._other.is_set())

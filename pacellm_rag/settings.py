@@ -50,6 +50,8 @@ class Settings:
         window: tokens per forward pass while reading.
         pace: PaceLLM's activation memory banks: "auto" as the checkpoint says, "on" with its
             settings or else the defaults, "off" the plain model.
+        store_gb: most GiB of what models have read to keep on disk, so that documents need not be
+            read again the next time; 0 keeps nothing.
         citations: whether to find the pages that an answer rests on.
         quiet: show neither progress nor receipts.
 
@@ -66,6 +68,7 @@ class Settings:
     context_window: int | None = None
     window: int = 1024
     pace: str = "auto"
+    store_gb: float = 20.0
     citations: bool = True
     quiet: bool = False
 
@@ -96,7 +99,7 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
-def _is_temperature(value: Any) -> bool:
+def _is_amount(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0 <= value < math.inf
 
@@ -113,11 +116,12 @@ _RULES = {
     "device": _TEXT,
     "dtype": _Rule(lambda v: v in DTYPES, str, f"one of {', '.join(DTYPES)}"),
     "max_new_tokens": _COUNT,
-    "temperature": _Rule(_is_temperature, float, "a number, 0 or more"),
+    "temperature": _Rule(_is_amount, float, "a number, 0 or more"),
     "seed": _Rule(lambda v: _is_whole(v, 0), int, "a whole number, 0 or more"),
     "context_window": _COUNT,
     "window": _COUNT,
     "pace": _Rule(lambda v: v in PACE_CHOICES, str, f"one of {', '.join(PACE_CHOICES)}"),
+    "store_gb": _Rule(_is_amount, float, "a number, 0 or more"),
     "citations": _ON_OFF,
     "quiet": _ON_OFF,
 }
@@ -196,7 +200,7 @@ def _check(name: str, value: Any, origin: str) -> Any:
     rule = _RULES[name]
     if not rule.accepts(value):
         raise ConfigurationError(_refusal(origin, value, rule))
-    return float(value) if name == "temperature" else value
+    return float(value) if name in ("temperature", "store_gb") else value
 
 
 def _refusal(origin: str, value: Any, rule: _Rule) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pacellm_rag.errors import CancelledError, ContextOverflowError
 from pacellm_rag.protocols import (
+    ONE_MESSAGE,
     CancelSignal,
     ContextState,
     EncodedPrompt,
@@ -22,12 +23,15 @@ from pacellm_rag.protocols import (
     GenerationOptions,
     Message,
     ProgressCallback,
+    PromptLayout,
+    ReadingCost,
     ReadProgress,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from pacellm_rag.models.engine import EngineLimits
     from pacellm_rag.models.model import PaceModel
     from pacellm_rag.pace.config import PaceConfig
 
@@ -62,12 +66,25 @@ class WordTokenizer:
         text = "".join(f"<{m.role}>\n{m.content}\n" for m in messages) + "<assistant>\n"
         matches = list(_TOKEN.finditer(text))
         ids = tuple(zlib.crc32(m.group().encode()) for m in matches)
-        return EncodedPrompt(text, ids, tuple(m.span() for m in matches))
+        starts, behind, token = [], 0, 0
+        for message in messages:
+            behind = text.index("\n", behind) + 1
+            while token < len(matches) and matches[token].start() < behind:
+                token += 1
+            starts.append(token)
+            behind += len(message.content) + 1
+        return EncodedPrompt(text, ids, tuple(m.span() for m in matches), tuple(starts))
 
 
 @dataclass(frozen=True)
 class _ScriptedState:
     token_ids: Sequence[int]
+    tokens_reused: int = 0
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(two)))
 
 
 class ScriptedGeneration:
@@ -111,6 +128,18 @@ class ScriptedGeneration:
         self.completion_tokens += 1
         return piece
 
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            return next(self)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    def start(self) -> None:
+        """Does nothing: the answer is there."""
+
     def close(self) -> None:
         """Ends the answer."""
         self.closed = True
@@ -138,6 +167,7 @@ class ScriptedModel:
         context_window: tokens of `WordTokenizer` that it takes.
         window: tokens per step of reading.
         attention: for `span_attention`: one weight per span asked for, or None.
+        free_bytes: memory that it says is free, or None.
         prompts: the prompts answered so far, as text.
         prefills: the token prefixes read so far.
         generations: the answers given so far.
@@ -147,6 +177,7 @@ class ScriptedModel:
     context_window: int = 8192
     window: int = 1024
     attention: Sequence[float] | None = None
+    free_bytes: int | None = None
     prompts: list[tuple[int, ...]] = field(default_factory=list)
     prefills: list[tuple[int, ...]] = field(default_factory=list)
     generations: list[ScriptedGeneration] = field(default_factory=list)
@@ -163,11 +194,14 @@ class ScriptedModel:
         self,
         token_ids: Sequence[int],
         *,
-        reserve: int = 0,
+        layout: PromptLayout = ONE_MESSAGE,
+        note: str = "",
+        timeout: float | None = None,
         progress: ProgressCallback | None = None,
         cancel: CancelSignal | None = None,
     ) -> ContextState:
         """Pretends to read, window by window."""
+        known = self._known(token_ids)
         total = len(token_ids)
         for done in range(0, total + 1, self.window):
             if cancel is not None and cancel.is_set():
@@ -177,14 +211,19 @@ class ScriptedModel:
         if progress is not None:
             progress(ReadProgress(total, total, 1000.0, 0.0))
         self.prefills.append(tuple(token_ids))
-        return _ScriptedState(tuple(token_ids))
+        return _ScriptedState(tuple(token_ids), known)
+
+    def _known(self, token_ids: Sequence[int]) -> int:
+        """The longest beginning that was read."""
+        return max((_common(read, token_ids) for read in self.prefills), default=0)
 
     def stream(
         self,
-        state: ContextState,
         token_ids: Sequence[int],
         options: GenerationOptions,
         *,
+        layout: PromptLayout = ONE_MESSAGE,
+        progress: ProgressCallback | None = None,
         cancel: CancelSignal | None = None,
         attend_to: Sequence[tuple[int, int]] = (),
     ) -> ScriptedGeneration:
@@ -196,11 +235,7 @@ class ScriptedModel:
                 needed_tokens=needed,
                 available_tokens=self.context_window,
             )
-        limit = min(len(state.token_ids), len(token_ids) - 1)
-        reused = next(
-            (i for i in range(limit) if state.token_ids[i] != token_ids[i]),
-            limit,
-        )
+        reused = min(self._known(token_ids), len(token_ids) - 1)
         answer = self.answers[min(len(self.generations), len(self.answers) - 1)]
         attention = self.attention if attend_to else None
         generation = ScriptedGeneration(
@@ -209,6 +244,18 @@ class ScriptedModel:
         self.prompts.append(tuple(token_ids))
         self.generations.append(generation)
         return generation
+
+    def cost(
+        self,
+        token_ids: Sequence[int],
+        new_tokens: int,
+        *,
+        layout: PromptLayout = ONE_MESSAGE,
+    ) -> ReadingCost:
+        """One byte a token, of `free_bytes`."""
+        known = self._known(token_ids)
+        unread = len(token_ids) - known
+        return ReadingCost(known, unread, unread + new_tokens, 0, self.free_bytes, None)
 
 
 _CHAT_TEMPLATE = (
@@ -282,6 +329,8 @@ def tiny_model(
     attention: str = "auto",
     window: int = 1024,
     pace: PaceConfig | None = None,
+    limits: EngineLimits | None = None,
+    store_bytes: int = 0,
     **changes: Any,
 ) -> PaceModel:
     """A random decoder of three layers of a real architecture, with the byte tokenizer.
@@ -293,6 +342,8 @@ def tiny_model(
         attention: as for `load_model`.
         window: tokens per forward pass while reading.
         pace: settings of activation memory banks to attach.
+        limits: as for `load_model`.
+        store_bytes: as for `wrap_module`.
         changes: fields of the family's configuration.
     """
     import torch
@@ -315,8 +366,17 @@ def tiny_model(
         for parameter in module.parameters():  # larger than initialised: logits that differ
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.15)
-    module.to(getattr(torch, dtype))
+    for parameter in module.parameters():  # and no buffers, as from_pretrained does
+        parameter.data = parameter.data.to(getattr(torch, dtype))
     name = f"tiny-{family}"
     window_size = config.max_position_embeddings
     tokenizer = ChatTokenizer(byte_tokenizer(), name=name, context_window=window_size)
-    return wrap_module(module, tokenizer, attention=attention, window=window, pace=pace)
+    return wrap_module(
+        module,
+        tokenizer,
+        attention=attention,
+        window=window,
+        pace=pace,
+        limits=limits,
+        store_bytes=store_bytes,
+    )

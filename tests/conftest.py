@@ -61,6 +61,7 @@ def tiny(_built_models: dict[tuple[str, str], PaceModel]) -> Callable[..., PaceM
         model = _built_models[key]
         fresh = copy.copy(model)
         fresh.module = copy.deepcopy(model.module)
+        fresh._engine = None
         fresh.pace = getattr(fresh.module, "_pacellm_handle", None)
         return fresh
 

@@ -32,7 +32,7 @@ def model(real_cache_folder: str | None) -> Iterator[PaceModel]:
             patch.setenv("PACELLM_RAG_CACHE", real_cache_folder)
         threads = torch.get_num_threads()
         torch.set_num_threads(os.cpu_count() or 1)
-        yield load_model()
+        yield load_model(store_bytes=0)  # documents are to be read, not found on the disk
         torch.set_num_threads(threads)
 
 
@@ -100,8 +100,9 @@ def test_retrieval_heads_of_the_default_model_look_at_the_fact(model: PaceModel)
     assert sum(kept) / len(kept) > 0.15
 
 
-def test_the_shell_answers_in_json(real_cache_folder: str | None) -> None:
+def test_the_shell_answers_in_json(real_cache_folder: str | None, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PACELLM_RAG_CACHE"}
+    environment["PACELLM_RAG_READINGS"] = str(tmp_path)
     if real_cache_folder is not None:
         environment["PACELLM_RAG_CACHE"] = real_cache_folder
     command = [
@@ -114,3 +115,9 @@ def test_the_shell_answers_in_json(real_cache_folder: str | None) -> None:
     assert answer["question"] == "Who chairs the board?"
     assert answer["answer"]
     assert answer["citations"]
+    assert answer["receipt"]["tokens_reused"] == 0
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads(again.stdout)
+    assert repeated["receipt"]["tokens_reused"] == repeated["receipt"]["tokens"]
+    assert repeated["answer"] == answer["answer"]

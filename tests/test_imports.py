@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "protocols", "files", "pace"},
         {
             "torch", "transformers", "huggingface_hub", "safetensors", "filelock", "jinja2",
-            "platformdirs",
+            "platformdirs", "numpy", "psutil",
         },
     ),
     "evaluation": (set(), set()),

@@ -25,9 +25,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("0*.py"))
 pytestmark = pytest.mark.slow
 
 
-def run(command: list[str], real_cache_folder: str | None) -> str:
+def run(command: list[str], real_cache_folder: str | None, readings: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "PACELLM_RAG_CACHE"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment["PACELLM_RAG_READINGS"] = str(readings)
     if real_cache_folder is not None:
         environment["PACELLM_RAG_CACHE"] = real_cache_folder
     done = subprocess.run(
@@ -38,18 +39,22 @@ def run(command: list[str], real_cache_folder: str | None) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
-def test_examples_run(example: Path, real_cache_folder: str | None) -> None:
-    assert run([sys.executable, str(example)], real_cache_folder).strip()
+def test_examples_run(example: Path, real_cache_folder: str | None, tmp_path: Path) -> None:
+    assert run([sys.executable, str(example)], real_cache_folder, tmp_path).strip()
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_python_of_the_readme_runs(code: str, real_cache_folder: str | None) -> None:
-    assert run([sys.executable, "-c", code], real_cache_folder).strip()
+def test_python_of_the_readme_runs(
+    code: str, real_cache_folder: str | None, tmp_path: Path
+) -> None:
+    assert run([sys.executable, "-c", code], real_cache_folder, tmp_path).strip()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_of_the_readme_run(command: str, real_cache_folder: str | None) -> None:
-    assert run(shlex.split(command), real_cache_folder).strip()
+def test_commands_of_the_readme_run(
+    command: str, real_cache_folder: str | None, tmp_path: Path
+) -> None:
+    assert run(shlex.split(command), real_cache_folder, tmp_path).strip()
 
 
 def test_the_readme_has_code_and_commands_to_run() -> None:

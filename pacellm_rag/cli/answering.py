@@ -76,9 +76,14 @@ def describe_receipt(receipt: Receipt) -> str:
     """What has been read, on one line."""
     text = (
         f"Read {_count(receipt.documents, 'document')}, {_count(receipt.pages, 'page')}, "
-        f"{receipt.tokens:,} tokens, nothing left out, in {receipt.seconds:.1f} s "
-        f"({receipt.tokens_per_second:,.0f} tokens/s)."
+        f"{receipt.tokens:,} tokens, nothing left out, in {receipt.seconds:.1f} s"
     )
+    if receipt.tokens_reused == receipt.tokens:
+        text += " (all read before)."
+    elif receipt.tokens_reused:
+        text += f" ({receipt.tokens_reused:,} read before)."
+    else:
+        text += f" ({receipt.tokens_per_second:,.0f} tokens/s)."
     if receipt.pages_without_text:
         places = [f"{title} page {page}" for title, page in receipt.pages_without_text[:10]]
         more = len(receipt.pages_without_text) - len(places)

@@ -17,6 +17,7 @@ import click
 
 from pacellm_rag import __version__
 from pacellm_rag.cli.ask import ask
+from pacellm_rag.cli.cache import cache
 from pacellm_rag.cli.calibrate import calibrate
 from pacellm_rag.cli.chat import chat
 from pacellm_rag.cli.cluster import cluster
@@ -145,6 +146,7 @@ def shell() -> None:
 
 
 shell.add_command(ask)
+shell.add_command(cache)
 shell.add_command(calibrate)
 shell.add_command(chat)
 shell.add_command(cluster)

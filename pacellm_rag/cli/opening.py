@@ -59,6 +59,7 @@ def open_model(settings: Settings) -> TextModel:
         context_window=settings.context_window,
         window=settings.window,
         pace=choices.get(settings.pace, "auto"),
+        store_bytes=int(settings.store_gb * 2**30),
     )
 
 

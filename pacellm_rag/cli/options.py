@@ -45,6 +45,8 @@ _SETTINGS = (
     _setting("window", "Tokens read at once; fewer save memory.", type=int, metavar="N"),
     _setting("pace", "PaceLLM's activation memory banks: as the checkpoint says, on, or off.",
              type=click.Choice(PACE_CHOICES)),
+    _setting("store_gb", "Most GiB on disk for what was read, so that it need not be read again; 0 "
+             "keeps nothing.", type=float, metavar="N"),
     _setting("citations", "Find the pages that an answer rests on."),
     _setting("quiet", "No progress, receipts and notes; warnings and errors stay."),
 )  # fmt: skip

@@ -81,6 +81,9 @@ class ReadingProgress(_Bar):
 
     def __call__(self, progress: ReadProgress) -> None:
         """Shows how far it has come."""
+        if progress.queue_position:
+            self._show(0, None, f"waiting, number {progress.queue_position} in the queue")
+            return
         parts = [f"{progress.tokens_done:,} of {progress.tokens_total:,} tokens"]
         if progress.tokens_per_second:
             parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")

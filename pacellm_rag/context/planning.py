@@ -6,14 +6,14 @@ are exact. Needs a tokenizer, no weights. Knows nothing of torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pacellm_rag.context.packing import PackedContext
 from pacellm_rag.context.prompts import build_messages
 from pacellm_rag.context.tokens import locate_context, token_ranges
-from pacellm_rag.errors import ContextOverflowError
-from pacellm_rag.protocols import Message, PromptTokenizer
+from pacellm_rag.errors import ContextOverflowError, InsufficientMemoryError
+from pacellm_rag.protocols import EncodedPrompt, Message, PromptTokenizer, ReadingCost
 
 __all__ = ["DocumentTokens", "Plan", "plan_question"]
 
@@ -37,6 +37,7 @@ class Plan:
         answer_tokens: most tokens kept for the answer (`max_new_tokens`).
         context_window: what the model takes, prompt and answer together.
         model: the model's name.
+        cost: memory and time, where a model is loaded.
     """
 
     documents: tuple[DocumentTokens, ...]
@@ -44,6 +45,7 @@ class Plan:
     answer_tokens: int
     context_window: int
     model: str
+    cost: ReadingCost | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -70,8 +72,10 @@ class Plan:
 
         Raises:
             ContextOverflowError: with the tokens of each document and what is too much.
+            InsufficientMemoryError: with the bytes that it takes and those that are free.
         """
         if self.fits:
+            self._check_memory()
             return
         lines = [
             f"{self.model} takes {self.context_window:,} tokens; this question needs "
@@ -94,6 +98,23 @@ class Plan:
             document_tokens={document.title: document.tokens for document in self.documents},
         )
 
+    def _check_memory(self) -> None:
+        cost = self.cost
+        if cost is None or cost.fits or cost.free_bytes is None:
+            return
+        raise InsufficientMemoryError(
+            f"Reading {cost.tokens_to_read:,} tokens with {self.model} takes "
+            f"{_gib(cost.needed_bytes)} for keys and values, and {_gib(cost.free_bytes)} are free. "
+            "Leave out documents or pages, keep fewer tokens for the answer, close other readers, "
+            "or take a smaller model.",
+            needed_bytes=cost.needed_bytes,
+            free_bytes=cost.free_bytes,
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
 
 def plan_question(
     packed: PackedContext,
@@ -102,6 +123,7 @@ def plan_question(
     *,
     answer_tokens: int,
     history: Sequence[Message] = (),
+    cost: Callable[[EncodedPrompt], ReadingCost] | None = None,
 ) -> Plan:
     """Counts a question over packed documents.
 
@@ -111,6 +133,7 @@ def plan_question(
         question: the question; "" counts what the documents alone need.
         answer_tokens: tokens to keep for the answer.
         history: earlier turns.
+        cost: what a prompt takes of the machine.
     """
     prompt = tokenizer.encode_messages(build_messages(packed, question, history))
     base = locate_context(prompt, packed)
@@ -129,4 +152,5 @@ def plan_question(
         answer_tokens,
         tokenizer.context_window,
         tokenizer.name,
+        None if cost is None else cost(prompt),
     )

@@ -11,18 +11,19 @@ Knows nothing of the user's documents.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pacellm_rag.files import cache_folder, write_atomically
 from pacellm_rag.models.attention import IMPLEMENTATION, QueryRecorder, recording
-from pacellm_rag.models.generation import prefill
-from pacellm_rag.models.kv_cache import PreallocatedLayer
 from pacellm_rag.models.retrieval_heads import RetrievalHeads, head_attention
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.protocols import EncodedPrompt, Message
@@ -130,6 +131,13 @@ def _fitting_probe(tokenizer: ChatTokenizer, rng: random.Random) -> _Probe | Non
     return None
 
 
+def _common(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens the prompts begin with in common; fewer than any of them has."""
+    limit = min(map(len, prompts)) - 1
+    first = prompts[0]
+    return next((i for i in range(limit) if any(p[i] != first[i] for p in prompts)), limit)
+
+
 def score_heads(
     model: PreTrainedModel, tokenizer: ChatTokenizer, *, window: int, seed: int = 0
 ) -> torch.Tensor | None:
@@ -143,30 +151,38 @@ def score_heads(
     probe = _fitting_probe(tokenizer, random.Random(seed))
     if probe is None:
         return None
-    longest = max(map(len, probe.answers))
-    state = prefill(model, probe.prompts[0].token_ids, window=window, reserve=256 + longest)
     total: dict[int, torch.Tensor] = {}
+    context = _common([prompt.token_ids for prompt in probe.prompts])
+    read = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        for start in range(0, context, window):
+            ids = probe.prompts[0].token_ids[start : min(start + window, context)]
+            model.base_model(
+                input_ids=torch.tensor([ids], device=model.device), past_key_values=read
+            )
     for prompt, answer, (first, last) in zip(
         probe.prompts, probe.answers, probe.places, strict=True
     ):
-        reused = state.reusable(prompt.token_ids)
-        branch = state.branch(reused, len(prompt.token_ids) + len(answer))
-        layers = {
-            index: layer
-            for index, layer in enumerate(branch.cache.layers)
-            if isinstance(layer, PreallocatedLayer)
-        }
-        # the query that writes an answer token is that of the token before it
-        recorder = QueryRecorder(layers, newest=len(answer))
-        ids = torch.tensor([[*prompt.token_ids[reused:], *answer[:-1]]], device=model.device)
-        with branch, torch.inference_mode(), recording(recorder):
-            model.base_model(input_ids=ids, past_key_values=branch.cache, use_cache=True)
-            for index, layer in layers.items():
-                if index not in recorder.queries:
-                    continue
+        rest = [*prompt.token_ids[context:], *answer[:-1]]
+        with torch.inference_mode():
+            cache = copy.deepcopy(read)
+            full = {
+                index: layer
+                for index, layer in enumerate(cache.layers)
+                if isinstance(layer, DynamicLayer) and not layer.is_sliding
+            }
+            # the query that writes an answer token is that of the token before it
+            recorder = QueryRecorder(full, newest=len(answer))
+            with recording(recorder):
+                model.base_model(
+                    input_ids=torch.tensor([rest], device=model.device), past_key_values=cache
+                )
+            for index in recorder.queries:
+                keys = full[index].keys
+                assert keys is not None
                 attention = head_attention(
                     torch.cat(recorder.queries[index]),
-                    layer.keys[0],
+                    keys[0],
                     recorder.scaling[index],
                     len(prompt.token_ids),
                 )

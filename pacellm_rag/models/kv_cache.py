@@ -1,192 +1,320 @@
-"""A KV cache whose buffers are allocated once, and that branches without copying.
+"""The KV cache of one sequence: parts that others share, and a block of its own.
 
-transformers' `DynamicLayer` joins old and new keys into a fresh tensor at every token, which
-copies the whole context each time. `PreallocatedLayer` writes into a buffer with room at its end
-instead. A branch is a second layer over the same buffer with its own length: what lies before the
-branching point is shared, what a branch adds lies behind it. Only one branch at a time may use
-that room; `ContextState` (generation.py) sees to it and copies for the others.
+What has been read lies in `Block`s, buffers that only ever grow at their end. A `Part` is a stretch
+of a block that is complete, so that any number of sequences may read it at once; a sequence's
+cache is a chain of such parts and one block of its own that it appends to. Branching therefore
+copies nothing, and nothing that others see is ever written to.
 
-Layers of other kinds (sliding windows, recurrent states) stay transformers' own and are copied
-per branch. Knows nothing of tokens or models.
+`RowLayer` is that cache for one layer, as transformers sees it. While `attention.attending` is
+active it hands out the new keys only and attention goes over the parts one by one; without it,
+all keys are joined, which is right for any attention function and costs a copy per call.
+`BatchLayer` puts several sequences into one forward pass of one new token each.
+
+Layers of other kinds (sliding windows, recurrent states) stay transformers' own. Knows nothing of
+tokens or models.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from pacellm_rag.models.attention import attend, attend_rows, is_attending
+
 __all__ = [
-    "PreallocatedLayer",
-    "branch_cache",
-    "cache_bytes",
-    "detach_cache",
+    "BatchLayer",
+    "Block",
+    "Part",
+    "RowLayer",
+    "batch_cache",
+    "cache_blocks",
+    "frozen_layer",
+    "grow",
+    "is_stateful",
+    "layers_bytes",
     "new_cache",
-    "rewindable",
 ]
 
+_GROWTH = 1024  # tokens: long answers become short chains of parts, and little room is wasted
 
-class PreallocatedLayer(DynamicLayer):
-    """One layer's keys and values in buffers with room to grow.
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class Block:
+    """Buffers for the keys and values of consecutive tokens, for all layers with full attention.
 
     Attributes:
-        keys: shape (batch, kv_heads, tokens, head_dim): a view of the buffer's filled part.
-        values: as `keys`.
+        capacity: tokens that there is room for.
+        buffers: by layer, keys and values of shape (1, kv_heads, capacity, head_dim); a layer has
+            them from its first tokens on.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
-
     def __init__(self, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
-        self._length = 0
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.buffers: dict[int, KeysValues] = {}
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocates the buffers in the shape, type and place of the first states."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+    def of(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+        """A layer's buffers, made in the type and place of the given states."""
+        if layer not in self.buffers:
 
-        def allocate(states: torch.Tensor) -> torch.Tensor:
-            batch, heads, _, dim = states.shape
-            return states.new_empty((batch, heads, self.capacity, dim))
+            def room(states: torch.Tensor) -> torch.Tensor:
+                return states.new_empty((1, states.shape[1], self.capacity, states.shape[3]))
 
-        self._buffers = allocate(key_states), allocate(value_states)
-        self.is_initialized = True
-        self._set_length(0)
+            self.buffers[layer] = room(keys), room(values)
+        return self.buffers[layer]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its buffers."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.buffers.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The tokens [start, end) of a block; what they hold does not change any more."""
+
+    block: Block
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Equal for parts that are the same."""
+        return id(self.block), self.start, self.end
+
+    def states(self, layer: int) -> KeysValues:
+        """A layer's keys and values, shape (1, kv_heads, tokens, head_dim)."""
+        keys, values = self.block.buffers[layer]
+        return keys[:, :, self.start : self.end], values[:, :, self.start : self.end]
+
+
+def _not_offered(what: str) -> NoReturn:
+    raise NotImplementedError(
+        f"The reading engine's cache does not {what}; give generate() a DynamicCache for that."
+    )
+
+
+class RowLayer(DynamicLayer):
+    """One layer's keys and values of one sequence.
+
+    Attributes:
+        index: of the layer.
+        parts: what it shares with others, in order.
+        block: where it appends.
+        own: tokens in `block`.
+    """
+
+    def __init__(self, index: int, parts: Sequence[Part], block: Block) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.index = index
+        self.parts = tuple(parts)
+        self.block = block
+        self.own = 0
+        self.shared = [part.states(index) for part in self.parts]
+        self._before = sum(map(len, self.parts))
+        self.is_initialized = True  # nothing to be done at the first update
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Takes states of shape (1, kv_heads, new, head_dim)."""
+        end = self.own + keys.shape[2]
+        if end > self.block.capacity:
+            raise RuntimeError(
+                f"Layer {self.index} has room for {self.block.capacity} tokens of its own, and "
+                f"{end} came; grow() makes room."
+            )
+        own_keys, own_values = self.block.of(self.index, keys, values)
+        own_keys[:, :, self.own : end] = keys
+        own_values[:, :, self.own : end] = values
+        self.own = end
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends states of shape (batch, kv_heads, new, head_dim); returns all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, end = self._length, self._length + key_states.shape[-2]
-        if end > self.capacity:
-            self.reserve(max(end, self.capacity + self.capacity // 4))
-        self._set_length(end)
-        self.keys[:, :, start:] = key_states
-        self.values[:, :, start:] = value_states
-        return self.keys, self.values
+    ) -> KeysValues:
+        """Appends states; returns these alone while attention goes over parts, else all."""
+        self.append(key_states, value_states)
+        return (key_states, value_states) if is_attending() else self.joined()
 
-    def _set_length(self, length: int) -> None:
-        assert self._buffers is not None
-        self._length = length
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+    def own_states(self) -> KeysValues:
+        """What lies in its own block, shape (1, kv_heads, own, head_dim)."""
+        keys, values = self.block.buffers[self.index]
+        return keys[:, :, : self.own], values[:, :, : self.own]
 
-    def reserve(self, capacity: int) -> None:
-        """Moves to private buffers of at least `capacity` tokens."""
-        self.capacity = max(capacity, self._length)
-        if not self.is_initialized:
-            return
-        keys, values = self.keys, self.values
-        self.lazy_initialization(keys, values)
-        self._set_length(keys.shape[-2])
-        self.keys.copy_(keys)
-        self.values.copy_(values)
+    def joined(self) -> KeysValues:
+        """All keys and values in one tensor each, shape (1, kv_heads, tokens, head_dim)."""
+        stretches = [*self.shared, self.own_states()] if self.own else self.shared
+        if len(stretches) == 1:
+            return stretches[0]
+        keys, values = zip(*stretches, strict=True)
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
-    def branch(self, length: int) -> PreallocatedLayer:
-        """A layer over the same buffers that holds their first `length` tokens."""
-        other = copy.copy(self)
-        if self.is_initialized:
-            other._set_length(length)
-        return other
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.block.buffers[self.index][0].shape[1]
+
+    def head_keys(self, head: int, tokens: int) -> torch.Tensor:
+        """The first keys of one KV head, shape (1, tokens, head_dim)."""
+        stretches = [*self.shared, self.own_states()] if self.own else self.shared
+        return torch.cat([keys[:, head] for keys, _ in stretches], dim=1)[:, :tokens]
+
+    def attend(self, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """Causal attention of the newest tokens; `query` has shape (1, heads, new, head_dim)."""
+        return attend(query, self.shared, self.own_states(), scale)
 
     def get_seq_length(self) -> int:
         """Tokens held."""
-        return self._length
+        return self._before + self.own
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys after the next update, and the first one's position."""
+        return self.get_seq_length() + query_length, 0
 
     def reset(self) -> None:
-        """Forgets all tokens and the buffers."""
-        self._buffers = None
-        self._length = 0
-        super().reset()
+        """Not offered."""
+        _not_offered("forget tokens")
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last `-tokens_to_remove` tokens (transformers passes a negative number)."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"crop takes a negative number of tokens, not {tokens_to_remove}.")
-        if self.is_initialized:
-            self._set_length(max(self._length + tokens_to_remove, 0))
-
-    def _adopt(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self._buffers = keys, values
-        self.capacity = keys.shape[-2]
-        self._set_length(self._length)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats each row `repeats` times."""
-        if self._length:
-            self._adopt(
-                self.keys.repeat_interleave(repeats, dim=0),
-                self.values.repeat_interleave(repeats, dim=0),
-            )
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps the rows named by `indices`."""
-        if self._length:
-            self._adopt(self.keys[indices, ...], self.values[indices, ...])
+        """Not offered."""
+        _not_offered("take tokens back")
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorders the rows for beam search."""
-        self.batch_select_indices(beam_idx.to(self.device))
+        """Not offered."""
+        _not_offered("search with beams")
 
-    def offload(self) -> None:
-        """Not offered: the buffers stay where the model computes."""
-        raise NotImplementedError("A preallocated layer does not offload; use DynamicCache for it.")
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Not offered."""
+        _not_offered("repeat rows")
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Not offered."""
+        _not_offered("select rows")
 
 
-def new_cache(config: PretrainedConfig, capacity: int) -> Cache:
-    """A cache for one model with `capacity` tokens of room in its full-attention layers."""
+class BatchLayer(DynamicLayer):
+    """One layer of several sequences that each get one new token.
+
+    Only of use while `attention.attending` is active: the sequences have different lengths, so
+    there is no one tensor of their keys.
+    """
+
+    def __init__(self, rows: Sequence[RowLayer]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows = tuple(rows)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> KeysValues:
+        """Appends to each sequence its row of the states (rows, kv_heads, 1, head_dim)."""
+        if not is_attending():
+            self.joined()
+        for place, row in enumerate(self.rows):
+            row.append(key_states[place : place + 1], value_states[place : place + 1])
+        return key_states, value_states
+
+    def joined(self) -> NoReturn:
+        """Not offered."""
+        _not_offered("join sequences of different lengths")
+
+    def attend(self, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention of each row's new token; `query` has shape (rows, heads, 1, head_dim)."""
+        shared: dict[tuple[int, int, int], tuple[KeysValues, list[int]]] = {}
+        for place, row in enumerate(self.rows):
+            for part, states in zip(row.parts, row.shared, strict=True):
+                shared.setdefault(part.key, (states, []))[1].append(place)
+        own = [row.own_states() for row in self.rows]
+        return attend_rows(query, list(shared.values()), own, scale)
+
+    def get_seq_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(row.get_seq_length() for row in self.rows)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if all were as long as the longest: no mask is needed for one token a row."""
+        return self.get_seq_length() + query_length, 0
+
+
+def new_cache(config: PretrainedConfig, parts: Sequence[Part], block: Block) -> Cache:
+    """The cache of one sequence that continues `parts` and appends to `block`.
+
+    Layers that are not of full attention come empty: where there are parts, the caller gives
+    them the state that they had.
+    """
     cache = DynamicCache(config=config)
     cache.layers = [
-        PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
+        RowLayer(index, parts, block) if type(layer) is DynamicLayer else layer
+        for index, layer in enumerate(cache.layers)
     ]
     return cache
 
 
-def rewindable(cache: Cache) -> bool:
-    """Whether the cache can be branched at an earlier length than its own.
+def grow(cache: Cache, tokens: int) -> None:
+    """Makes room for `tokens` more tokens: what lies in the full block becomes a part."""
+    rows = [layer for layer in cache.layers if isinstance(layer, RowLayer)]
+    if not rows or rows[0].own + tokens <= rows[0].block.capacity:
+        return
+    first = rows[0]
+    parts = (*first.parts, Part(first.block, 0, first.own)) if first.own else first.parts
+    block = Block(max(tokens, _GROWTH))
+    for row in rows:
+        if row.own:
+            row.shared = [*row.shared, row.own_states()]
+        row.parts, row.block, row._before, row.own = parts, block, row._before + row.own, 0
 
-    Not with sliding windows, nor where a layer carries PaceLLM's memory, which is of a class of
-    its own: neither keeps what it was earlier.
+
+def batch_cache(caches: Sequence[Cache]) -> Cache:
+    """One cache for a forward pass of one new token of each of several sequences.
+
+    Every layer of theirs must be a `RowLayer`.
     """
-    return all(type(layer) is PreallocatedLayer for layer in cache.layers)
+    together = copy.copy(caches[0])
+    together.layers = [
+        BatchLayer([cache.layers[index] for cache in caches])  # type: ignore[misc]
+        for index in range(len(caches[0].layers))
+    ]
+    return together
 
 
-def branch_cache(cache: Cache, length: int) -> Cache:
-    """A cache that continues from the first `length` tokens of another.
+def is_stateful(cache: Cache) -> bool:
+    """Whether some layer's state at an earlier token can not be had from its state at a later one.
 
-    Preallocated layers share their buffers, the rest is copied; so `length` must be the cache's
-    own where `rewindable` is false.
+    So it is with sliding windows and recurrent layers.
     """
-    other = copy.copy(cache)
-    with torch.no_grad():
-        other.layers = [
-            layer.branch(length) if isinstance(layer, PreallocatedLayer) else copy.deepcopy(layer)
-            for layer in cache.layers
-        ]
+    return not all(isinstance(layer, RowLayer) for layer in cache.layers)
+
+
+def frozen_layer(layer: Any) -> Any:
+    """A copy of a layer of transformers' own that shares no tensor with it."""
+    other = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor):
+            setattr(other, name, value.clone())
     return other
 
 
-def detach_cache(cache: Cache, capacity: int) -> None:
-    """Gives a branch its own buffers of `capacity` tokens, so that others may use the old ones."""
+def cache_blocks(cache: Cache) -> set[Block]:
+    """The blocks that a sequence's cache holds, those it shares included."""
+    found: set[Block] = set()
     for layer in cache.layers:
-        if isinstance(layer, PreallocatedLayer):
-            layer.reserve(capacity)
+        if isinstance(layer, RowLayer):
+            found |= {part.block for part in layer.parts} | {layer.block}
+    return found
 
 
-def cache_bytes(cache: Cache) -> int:
-    """Bytes allocated by the cache's tensors."""
-    total = 0
-    for layer in cache.layers:
-        if isinstance(layer, PreallocatedLayer):
-            tensors: Iterable[object] = layer._buffers or ()
-        else:
-            tensors = vars(layer).values()
-        total += sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
-    return total
+def layers_bytes(layers: Iterable[Any]) -> int:
+    """Bytes of the tensors of layers of transformers' own."""
+    return sum(
+        value.nbytes
+        for layer in layers
+        for value in vars(layer).values()
+        if isinstance(value, torch.Tensor)
+    )

@@ -26,14 +26,17 @@ from transformers import (
 from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.models.attention import IMPLEMENTATION
 from pacellm_rag.models.default_model import default_model_folder
+from pacellm_rag.models.engine import EngineLimits
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.pace.attach import saved_config
 from pacellm_rag.pace.config import PaceConfig
 
-__all__ = ["best_dtype", "load_model", "load_tokenizer", "wrap_module"]
+__all__ = ["STORE_BYTES", "best_dtype", "load_model", "load_tokenizer", "wrap_module"]
 
 logger = logging.getLogger(__name__)
+
+STORE_BYTES = 20 * 2**30
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -237,6 +240,8 @@ def wrap_module(
     attention: str = "auto",
     window: int = 1024,
     pace: PaceConfig | Literal["auto", "on"] | None = "auto",
+    limits: EngineLimits | None = None,
+    store_bytes: int = 0,
 ) -> PaceModel:
     """Makes a reader's model of weights that are in memory already.
 
@@ -248,6 +253,8 @@ def wrap_module(
             it is.
         window: tokens per forward pass while reading.
         pace: as for `load_model`.
+        limits: as for `load_model`.
+        store_bytes: as for `load_model`, but nothing is kept on disk unless it is given.
     """
     config = module.config.get_text_config(decoder=True)
     softcapped = getattr(config, "attn_logit_softcapping", None) is not None
@@ -259,7 +266,9 @@ def wrap_module(
     if isinstance(pace, str):
         saved = saved_config(module)
         pace = saved if pace == "auto" else saved or PaceConfig()
-    return PaceModel(module, tokenizer, window=window, pace=pace)
+    return PaceModel(
+        module, tokenizer, window=window, pace=pace, limits=limits, store_bytes=store_bytes
+    )
 
 
 def load_model(
@@ -271,6 +280,8 @@ def load_model(
     context_window: int | None = None,
     window: int = 1024,
     pace: PaceConfig | Literal["auto", "on"] | None = "auto",
+    limits: EngineLimits | None = None,
+    store_bytes: int = STORE_BYTES,
     trust_remote_code: bool = False,
     model_arguments: Mapping[str, Any] | None = None,
 ) -> PaceModel:
@@ -290,6 +301,10 @@ def load_model(
         pace: PaceLLM's activation memory banks: settings to attach them with, "auto" for those
             that the checkpoint carries (none where it carries none), "on" for these or else the
             defaults, None for the plain model.
+        limits: how many requests are worked on and wait at a time, and what memory is kept for
+            what has been read; None for the defaults.
+        store_bytes: most bytes of what has been read to keep on disk, of all models together, so
+            that it need not be read again after a restart; 0 keeps nothing there.
         trust_remote_code: run Python code that comes with the model.
         model_arguments: further arguments of transformers' `from_pretrained`, for example
             `{"quantization_config": ...}`.
@@ -322,4 +337,12 @@ def load_model(
         raise _loading_error(source, error) from error
     if not hasattr(module, "hf_device_map"):
         torch.nn.Module.to(module, place)
-    return wrap_module(module, tokenizer, attention=attention, window=window, pace=pace)
+    return wrap_module(
+        module,
+        tokenizer,
+        attention=attention,
+        window=window,
+        pace=pace,
+        limits=limits,
+        store_bytes=store_bytes,
+    )

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from pacellm_rag.models.attention import QueryRecorder
+from pacellm_rag.models.kv_cache import RowLayer
 
 __all__ = ["RetrievalHeads", "attention_to_spans", "head_attention"]
 
@@ -95,15 +96,16 @@ def attention_to_spans(
     with torch.inference_mode():
         for layer in sorted(heads.layers):
             cached = cache.layers[layer]
-            if not isinstance(cached, DynamicLayer) or cached.is_sliding or cached.keys is None:
+            if not isinstance(cached, RowLayer):
                 return None
             members = [head for index, head in heads.heads if index == layer]
             queries = torch.cat(recorder.queries[layer])
             for first in range(0, steps, _BLOCK):
                 visible = prompt_tokens + first
                 block = queries[first : first + _BLOCK]
-                keys = cached.keys[0, :, : visible + len(block) - 1]
-                weights = _member_attention(block, keys, recorder.scaling[layer], visible, members)
+                weights = _member_attention(
+                    block, cached, recorder.scaling[layer], visible, members
+                )
                 sums = torch.nn.functional.pad(weights.cumsum(dim=-1), (1, 0)).cpu()
                 total[first : first + len(block)] += sums[:, ends] - sums[:, starts]
     rows: list[list[float]] = (total / len(heads.heads)).tolist()
@@ -111,14 +113,13 @@ def attention_to_spans(
 
 
 def _member_attention(
-    queries: torch.Tensor, keys: torch.Tensor, scaling: float, visible: int, members: list[int]
+    queries: torch.Tensor, cached: RowLayer, scaling: float, visible: int, members: list[int]
 ) -> torch.Tensor:
     """Attention of some heads of a layer, summed: shape (steps, tokens)."""
-    groups = queries.shape[1] // keys.shape[0]
-    total = torch.zeros(queries.shape[0], keys.shape[1], device=keys.device)
+    steps, heads = queries.shape[:2]
+    tokens = visible + steps - 1
+    total = torch.zeros(steps, tokens, device=queries.device)
     for head in members:
-        attention = head_attention(
-            queries[:, head : head + 1], keys[head // groups][None], scaling, visible
-        )
-        total += attention[:, 0]
+        keys = cached.head_keys(head // (heads // cached.kv_heads), tokens)
+        total += head_attention(queries[:, head : head + 1], keys, scaling, visible)[:, 0]
     return total

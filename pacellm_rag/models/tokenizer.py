@@ -7,6 +7,7 @@ which the tokenizer would add again. Knows nothing of documents.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,7 +87,34 @@ class ChatTokenizer:
             ids, offsets = [bos, *ids], [(0, 0), *offsets]
         while bos is not None and ids[:2] == [bos, bos]:
             ids, offsets = ids[1:], offsets[1:]
-        return EncodedPrompt(text, tuple(ids), tuple(offsets))
+        starts = _first_tokens(offsets, self._content_places(text, messages))
+        return EncodedPrompt(text, tuple(ids), tuple(offsets), starts)
+
+    def _content_places(self, text: str, messages: Sequence[Message]) -> list[int]:
+        """Where in a rendered prompt the turns' contents begin; none where it can not be told.
+
+        Told by rendering the turns with marks for contents: what lies between is the template's.
+        """
+        said = [message for message in messages if message.content.strip()]
+        marks = {id(message): f"\x02{index}\x03" for index, message in enumerate(said)}
+        outline = self.render(
+            [Message(m.role, marks.get(id(m), m.content)) for m in messages]  # blank ones stay
+        )
+        if any(outline.count(mark) != 1 for mark in marks.values()):
+            return []
+        header, *between = re.split("\x02\\d+\x03", outline)
+        if not text.startswith(header):
+            return []
+        places, at = [], len(header)
+        for message, behind in zip(said, between, strict=True):
+            own = message.content
+            trims = (own, own.rstrip(), own.lstrip(), own.strip())
+            found = next((c for c in trims if text.startswith(c + behind, at)), None)
+            if found is None:
+                return []
+            places.append(at + len(found) - len(found.lstrip()))
+            at += len(found) + len(behind)
+        return places if at == len(text) else []
 
     def _encode(self, text: str) -> Any:
         if not self.hf.is_fast:
@@ -133,6 +161,21 @@ class ChatTokenizer:
             enable_thinking=False,  # read by templates of reasoning models, unknown to the others
         )
         return str(text)
+
+
+def _first_tokens(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[int, ...]:
+    """The tokens that begin at or behind each of some ascending places, but the prompt's first.
+
+    A prompt's first token begins its first segment anyway.
+    """
+    found: list[int] = []
+    token = 0
+    for place in places:
+        while token < len(offsets) and not place <= offsets[token][0] < offsets[token][1]:
+            token += 1
+        if 0 < token < len(offsets) and found[-1:] != [token]:
+            found.append(token)
+    return tuple(found)
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:

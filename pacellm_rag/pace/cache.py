@@ -10,6 +10,7 @@ models' modules.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,12 +20,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from pacellm_rag.errors import ModelError
 from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.pace.layer_memory import LayerMemory
-from pacellm_rag.pace.memory_bank import BankStats, MemoryBank
 
 __all__ = [
     "PaceCache",
     "Phase",
     "close_windows",
+    "join_memories",
     "memories_of",
     "memory_of",
     "phase_of",
@@ -32,6 +33,7 @@ __all__ = [
     "set_memory",
     "set_phase",
     "snapshot_memories",
+    "split_memories",
 ]
 
 Phase = Literal["read", "decode"]
@@ -161,15 +163,11 @@ def phase_of(cache: Cache, tokens: int, seen: int) -> Phase:
 
 def snapshot_memories(cache: Cache) -> dict[str, torch.Tensor]:
     """The memories as plain tensors by name, which share nothing with the cache."""
-    tensors: dict[str, torch.Tensor] = {}
-    for layer, memory in memories_of(cache).items():
-        parts = {f"bank.{name}": t for name, t in memory.bank.tensors().items()}
-        parts |= {f"stats.{name}": t for name, t in memory.stats.tensors().items()}
-        parts["pending"] = memory.pending
-        if memory.pending_valid is not None:
-            parts["pending_valid"] = memory.pending_valid
-        tensors |= {f"layers.{layer}.{name}": t.clone() for name, t in parts.items()}
-    return tensors
+    return {
+        f"layers.{layer}.{name}": tensor.clone()
+        for layer, memory in memories_of(cache).items()
+        for name, tensor in memory.tensors().items()
+    }
 
 
 def restore_memories(cache: Cache, tensors: dict[str, torch.Tensor], config: PaceConfig) -> None:
@@ -183,18 +181,24 @@ def restore_memories(cache: Cache, tensors: dict[str, torch.Tensor], config: Pac
         parts = {
             n.removeprefix(prefix): t.clone() for n, t in tensors.items() if n.startswith(prefix)
         }
-        try:
-            bank = MemoryBank(**_inner(parts, "bank."))
-            stats = BankStats(**_inner(parts, "stats."))
-            pending = parts["pending"]
-        except (KeyError, TypeError) as error:
-            raise ModelError(f"The snapshot of layer {layer} is incomplete: {error}.") from error
-        valid = parts.get("pending_valid")
-        set_memory(cache, layer, LayerMemory(config, bank, stats, pending, valid))
+        set_memory(cache, layer, LayerMemory.from_tensors(parts, config))
 
 
-def _inner(parts: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {n.removeprefix(prefix): t for n, t in parts.items() if n.startswith(prefix)}
+def join_memories(together: Cache, caches: Sequence[Cache]) -> None:
+    """Gives a cache the memories of several, whose rows become its rows; closes windows first."""
+    for cache in caches:
+        close_windows(cache)
+    for layer in memories_of(caches[0]):
+        memories = [memories_of(cache)[layer] for cache in caches]
+        set_memory(together, layer, LayerMemory.joined(memories))
+
+
+def split_memories(together: Cache, caches: Sequence[Cache]) -> None:
+    """Gives each of several caches the memory of its row of another: undoes `join_memories`."""
+    for layer, memory in memories_of(together).items():
+        for row, cache in enumerate(caches):
+            chosen = torch.tensor([row], device=memory.pending.device)
+            set_memory(cache, layer, memory.select(chosen))
 
 
 class PaceCache(DynamicCache):

@@ -11,10 +11,12 @@ models or caches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from pacellm_rag.errors import ModelError
 from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.pace.memory_bank import BankStats, MemoryBank, look_up, update
 
@@ -49,6 +51,57 @@ class LayerMemory:
             BankStats.empty(batch, activations.device),
             _none_of(activations),
         )
+
+    @classmethod
+    def joined(cls, memories: Sequence[LayerMemory]) -> LayerMemory:
+        """The memories of several batches, of the same settings, as that of one batch.
+
+        Pending windows must be closed.
+        """
+        first = memories[0]
+
+        def together(parts: Sequence[MemoryBank | BankStats]) -> list[torch.Tensor]:
+            columns = zip(*(part.tensors().values() for part in parts), strict=True)
+            return [torch.cat(column) for column in columns]
+
+        return cls(
+            first.config,
+            MemoryBank(*together([memory.bank for memory in memories])),
+            BankStats(*together([memory.stats for memory in memories])),
+            torch.cat([memory.pending for memory in memories]),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        held = [*self.bank.tensors().values(), *self.stats.tensors().values(), self.pending]
+        return sum(tensor.nbytes for tensor in held)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name, for storing; they are not copied."""
+        parts = {f"bank.{name}": tensor for name, tensor in self.bank.tensors().items()}
+        parts |= {f"stats.{name}": tensor for name, tensor in self.stats.tensors().items()}
+        parts["pending"] = self.pending
+        if self.pending_valid is not None:
+            parts["pending_valid"] = self.pending_valid
+        return parts
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], config: PaceConfig) -> LayerMemory:
+        """The memory that `tensors` gave.
+
+        Raises:
+            ModelError: tensors are missing.
+        """
+
+        def inner(prefix: str) -> dict[str, torch.Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        try:
+            bank, stats = MemoryBank(**inner("bank.")), BankStats(**inner("stats."))
+            return cls(config, bank, stats, tensors["pending"], tensors.get("pending_valid"))
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"The snapshot of a memory is incomplete: {error}.") from error
 
     def read(
         self, activations: torch.Tensor, valid: torch.Tensor | None = None

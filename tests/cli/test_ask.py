@@ -173,9 +173,9 @@ def test_options_reach_the_model(run: Run, use_model: UseModel, report: str) -> 
     seen: list[GenerationOptions] = []
     stream = model.stream
 
-    def watch(state, token_ids, options, **more):  # type: ignore[no-untyped-def]
+    def watch(token_ids, options, **more):  # type: ignore[no-untyped-def]
         seen.append(options)
-        return stream(state, token_ids, options, **more)
+        return stream(token_ids, options, **more)
 
     model.stream = watch  # type: ignore[method-assign]
     opened = use_model(model)

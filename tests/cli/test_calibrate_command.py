@@ -107,7 +107,8 @@ def test_samples_are_the_prompts_of_ask(tiny: Callable[..., PaceModel]) -> None:
     documents = [Document("a", "Oak", (Page(1, "1", "It is green."), Page(2, "2", "And tall.")))]
     asked = [("What is it?", "green"), ("What else?", " tall ")]
     sample = command._sample(model.tokenizer, pack_context(documents), asked)
-    assert sample.prefix == DocumentReader(model, documents)._prefix()
+    prefix, _ = DocumentReader(model, documents)._prefix()
+    assert sample.prefix == prefix
     prompts = [
         model.tokenizer.encode_messages(command.build_messages(pack_context(documents), question))
         for question, _ in asked

@@ -10,7 +10,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import StaticCache
 
 from pacellm_rag.models import attention as attention_module
-from pacellm_rag.models.attention import IMPLEMENTATION, _attention_mask, causal_attention
+from pacellm_rag.models.attention import (
+    IMPLEMENTATION,
+    QueryRecorder,
+    _attention_mask,
+    attend,
+    attend_rows,
+    attending,
+    causal_attention,
+    is_attending,
+    recording,
+)
 from pacellm_rag.models.model import PaceModel
 
 Tiny = Callable[..., PaceModel]
@@ -29,11 +39,14 @@ def naive(
 
 
 def states(batch: int, heads: int, tokens: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**32)
     return torch.randn(batch, heads, tokens, 16, generator=generator).to(dtype)
 
 
-@pytest.mark.parametrize("flash", [True, False], ids=["flash", "fallback"])
+flash_or_not = pytest.mark.parametrize("flash", [True, False], ids=["flash", "fallback"])
+
+
+@flash_or_not
 @given(
     batch=st.integers(1, 3),
     kv_heads=st.integers(1, 3),
@@ -57,6 +70,168 @@ def test_windowed_attention_equals_attention_with_a_mask(
     expected = naive(query, key, value, 0.25)
     tolerance = 2e-2 if half else 1e-5
     torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+dimensions = {
+    "kv_heads": st.integers(1, 3),
+    "groups": st.integers(1, 3),
+    "half": st.booleans(),
+}
+
+
+def kept_from_flash(patch: pytest.MonkeyPatch, flash: bool, most_scores: int | None = None) -> None:
+    if not flash:
+        patch.setattr(attention_module, "_FLASH_CPU", None)
+    if most_scores is not None:
+        patch.setattr(attention_module, "_MOST_SCORES", most_scores)
+
+
+@flash_or_not
+@given(
+    shared=st.lists(st.integers(1, 60), max_size=5),
+    own=st.integers(0, 50),
+    new=st.one_of(st.just(1), st.integers(1, 40)),
+    most_scores=st.sampled_from([None, 0]),
+    **dimensions,
+)
+@settings(max_examples=80, deadline=None)
+def test_attention_over_parts_equals_attention_over_all(
+    flash: bool,
+    shared: list[int],
+    own: int,
+    new: int,
+    most_scores: int | None,
+    kv_heads: int,
+    groups: int,
+    half: bool,
+) -> None:
+    dtype = torch.bfloat16 if half else torch.float32
+    lengths = [*shared, own + new]
+    query = states(1, kv_heads * groups, new, 1, dtype)
+    key = states(1, kv_heads, sum(lengths), 2, dtype)
+    value = states(1, kv_heads, sum(lengths), 3, dtype)
+    # views into the middle of other buffers, as blocks hand them out
+    *parts, last = zip(key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        kept_from_flash(patch, flash, most_scores)
+        result = attend(query, parts, last, 0.25)
+    assert result.shape == query.shape
+    assert result.dtype == dtype
+    tolerance = 3e-2 if half else 1e-5
+    expected = naive(query, key, value, 0.25)
+    torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@flash_or_not
+@given(data=st.data(), **dimensions)
+@settings(max_examples=80, deadline=None)
+def test_rows_that_share_parts_attend_as_if_each_were_alone(
+    flash: bool, data: st.DataObject, kv_heads: int, groups: int, half: bool
+) -> None:
+    dtype = torch.bfloat16 if half else torch.float32
+    rows = data.draw(st.integers(1, 5))
+    parts = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(1, 60), st.sets(st.integers(0, rows - 1), min_size=1).map(sorted)
+            ),
+            max_size=5,
+        )
+    )
+    own_lengths = [data.draw(st.integers(1, 30)) for _ in range(rows)]
+    query = states(rows, kv_heads * groups, 1, 1, dtype)
+    shared = []
+    for seed, (length, members) in enumerate(parts, 10):
+        pair = states(1, kv_heads, length, seed, dtype), states(1, kv_heads, length, -seed, dtype)
+        shared.append((pair, members))
+    own = [
+        (states(1, kv_heads, n, 100 + i, dtype), states(1, kv_heads, n, 200 + i, dtype))
+        for i, n in enumerate(own_lengths)
+    ]
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        kept_from_flash(patch, flash)
+        result = attend_rows(query, shared, own, 0.25)
+    assert result.shape == query.shape
+    assert result.dtype == dtype
+    tolerance = 3e-2 if half else 1e-5
+    for row in range(rows):
+        theirs = [*(pair for pair, members in shared if row in members), own[row]]
+        key, value = (torch.cat(each, 2) for each in zip(*theirs, strict=True))
+        expected = naive(query[row : row + 1], key, value, 0.25)
+        found = result[row : row + 1].float()
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@flash_or_not
+@pytest.mark.parametrize("offset", [-300.0, 300.0])
+def test_a_part_that_outweighs_the_others_by_far_overflows_nothing(
+    flash: bool, offset: float
+) -> None:
+    """The exponentials of these products are beyond what float32 can hold."""
+    query = torch.ones(1, 2, 1, 16)
+    key, value = states(1, 1, 30, 2, torch.float32), states(1, 1, 30, 3, torch.float32)
+    key[:, :, :10] += offset
+    pairs = [(key[:, :, a:b], value[:, :, a:b]) for a, b in ((0, 10), (10, 20), (20, 30))]
+    expected = naive(query, key, value, 0.25)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        kept_from_flash(patch, flash)
+        alone = attend(query, pairs[:2], pairs[2], 0.25)
+        rows = attend_rows(
+            query.expand(2, -1, -1, -1), [(pairs[0], [0, 1]), (pairs[1], [0])],
+            [pairs[2], pairs[2]], 0.25,
+        )  # fmt: skip
+    torch.testing.assert_close(alone, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rows[:1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_over_parts_does_not_write_to_them() -> None:
+    query = states(2, 4, 1, 1, torch.float32)
+    part = states(1, 2, 9, 2, torch.float32), states(1, 2, 9, 3, torch.float32)
+    own = [(states(1, 2, 3, i, torch.float32), states(1, 2, 3, -i, torch.float32)) for i in (4, 5)]
+    everything = [query, *part, *(state for pair in own for state in pair)]
+    before = [state.clone() for state in everything]
+    with torch.inference_mode():
+        attend_rows(query, [(part, [1])], own, 0.25)
+        attend(query[:1], [part], own[0], 0.25)
+    assert all(torch.equal(a, b) for a, b in zip(everything, before, strict=True))
+
+
+def test_layers_attend_only_inside_of_the_block_and_only_in_this_thread() -> None:
+    from threading import Thread
+
+    seen: list[bool] = []
+    assert not is_attending()
+    with attending([]):
+        assert is_attending()
+        other = Thread(target=lambda: seen.append(is_attending()))
+        other.start()
+        other.join()
+    assert not is_attending()
+    assert seen == [False]
+
+
+def test_each_row_has_a_recorder_of_its_own(tiny: Tiny) -> None:
+    model = tiny("llama").module
+    ids = torch.tensor([list(range(10, 20)), list(range(30, 40)), list(range(50, 60))])
+
+    def alone(row: int, layers: list[int], newest: int) -> QueryRecorder:
+        recorder = QueryRecorder(layers, newest=newest)
+        with torch.inference_mode(), recording(recorder):
+            model(ids[row : row + 1])
+        return recorder
+
+    first, last = QueryRecorder([0, 2], newest=1), QueryRecorder([1], newest=4)
+    with torch.inference_mode(), recording(first, None, last):
+        model(ids)
+        assert last.queries[1][0].shape == (4, 4, 8)
+    with torch.inference_mode():
+        model(ids)  # nobody listens any more
+    for found, wanted in ((first, alone(0, [0, 2], 1)), (last, alone(2, [1], 4))):
+        assert set(found.queries) == set(wanted.queries)
+        assert found.scaling == wanted.scaling
+        for layer, queries in found.queries.items():
+            assert len(queries) == 1
+            torch.testing.assert_close(queries[0], wanted.queries[layer][0])
 
 
 def test_this_torch_has_the_op_that_returns_the_log_sum_exp() -> None:

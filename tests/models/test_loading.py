@@ -25,10 +25,7 @@ def test_a_folder_loads_to_the_same_answers(tiny: Tiny, folder_of: Folder, famil
     assert loaded.name == f"tiny-{family}"
     assert loaded.context_window == 4096
     ids = list(range(20, 90))
-    texts = [
-        "".join(m.stream(m.prefill(ids[:60]), ids, GenerationOptions(max_new_tokens=8)))
-        for m in (saved, loaded)
-    ]
+    texts = ["".join(m.stream(ids, GenerationOptions(max_new_tokens=8))) for m in (saved, loaded)]
     assert texts[0] == texts[1]
     assert weights_fingerprint(loaded.module) == weights_fingerprint(saved.module)
 

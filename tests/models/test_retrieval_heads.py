@@ -10,8 +10,9 @@ from pacellm_rag.files import cache_folder
 from pacellm_rag.models import head_probe
 from pacellm_rag.models import model as model_module
 from pacellm_rag.models.attention import QueryRecorder
+from pacellm_rag.models.generation import Generation
 from pacellm_rag.models.head_probe import probe_heads, score_heads
-from pacellm_rag.models.kv_cache import new_cache
+from pacellm_rag.models.kv_cache import Block, new_cache
 from pacellm_rag.models.model import PaceModel, weights_fingerprint
 from pacellm_rag.models.retrieval_heads import RetrievalHeads, attention_to_spans
 from pacellm_rag.protocols import GenerationOptions
@@ -28,8 +29,10 @@ def test_attention_to_spans_is_what_eager_attention_reports(tiny: Tiny, family: 
     model._heads, model._heads_known = heads, True
     spans = [(0, 10), (10, 11), (30, 75), (75, 75)]
     options = GenerationOptions(max_new_tokens=40, temperature=1.0, seed=3)
-    stream = model.stream(model.prefill(ids[:60]), ids, options, attend_to=spans)
+    state = model.prefill(ids[:60])
+    stream = model.stream(ids, options, attend_to=spans)
     list(stream)
+    assert stream.tokens_reused == len(state.token_ids)  # keys in two parts
     attention = stream.span_attention()
     assert attention is not None
     assert len(attention) == stream.completion_tokens
@@ -51,36 +54,96 @@ def _tokens(model: PaceModel, ids: list[int], options: GenerationOptions) -> lis
     def listen(_: object, __: object, arguments: dict[str, torch.Tensor]) -> None:
         fed.extend(int(i) for i in arguments["input_ids"][0])
 
-    state = model.prefill(ids[:60])
     hook = model.module.register_forward_pre_hook(listen, with_kwargs=True)
-    list(model.stream(state, ids, options))
+    stream = model.stream(ids, options)
+    list(stream)
     hook.remove()
-    return fed[20:]
+    return fed[stream.tokens_read :]
 
 
 def test_nothing_is_recorded_when_nobody_asks(tiny: Tiny) -> None:
     model = tiny("llama")
-    stream = model.stream(model.prefill([5, 6, 7]), [5, 6, 7, 8], GenerationOptions())
+    stream = model.stream([5, 6, 7, 8], GenerationOptions())
     list(stream)
     assert stream.span_attention() is None
     assert model._heads_known is False
+
+
+def test_the_first_request_of_all_records_only_its_own_queries(tiny: Tiny) -> None:
+    """The engine tries out ways to attend by forward passes of its own; these must not count."""
+    model = tiny("llama")
+    ids = list(range(20, 60))
+    stream = model.stream(ids, GenerationOptions(max_new_tokens=5), attend_to=[(0, 30)])
+    list(stream)
+    attention = stream.span_attention()
+    assert attention is not None
+    assert len(attention) == stream.completion_tokens
 
 
 def test_a_closed_answer_still_tells_where_it_looked(tiny: Tiny) -> None:
     model = tiny("llama")
     ids = list(range(20, 60))
     options = GenerationOptions(max_new_tokens=30)
-    stream = model.stream(model.prefill(ids[:30]), ids, options, attend_to=[(0, 30)])
+    stream = model.stream(ids, options, attend_to=[(0, 30)])
     next(stream)
     stream.close()
     attention = stream.span_attention()
     assert attention is not None
-    assert len(attention) >= 1
+    assert len(attention) == stream.completion_tokens >= 1
+    whole = model.stream(ids, options, attend_to=[(0, 30)])
+    list(whole)
+    wanted = whole.span_attention()
+    assert wanted is not None
+    for found, all_of_it in zip(attention, wanted, strict=False):
+        assert found == pytest.approx(all_of_it, abs=1e-5)
+
+
+def test_answers_in_one_batch_tell_each_where_it_looked_itself(tiny: Tiny) -> None:
+    """Some begin later, end earlier or do not ask; all share a prefix."""
+    model = tiny("llama")
+    documents = list(range(20, 80))
+    prompts = [[*documents, *range(100 + 9 * i, 107 + 10 * i)] for i in range(4)]
+    spans = [[(0, 30)], [(10, 20), (30, 60)], [], [(5, 64)]]
+    options = [GenerationOptions(max_new_tokens=12 + 5 * i) for i in range(4)]
+
+    def make(which: int) -> Generation:
+        return model.stream(prompts[which], options[which], attend_to=spans[which])
+
+    state = model.prefill(documents)
+    wanted = []
+    for which in range(4):
+        alone = make(which)
+        list(alone)
+        wanted.append((alone.span_attention(), alone.completion_tokens))
+    count = CountingRows(model)
+    together = [make(which) for which in range(4)]
+    for stream in together:
+        stream.start()
+    for stream, (attention, tokens) in zip(together, wanted, strict=True):
+        list(stream)
+        assert stream.completion_tokens == tokens
+        found = stream.span_attention()
+        assert (found is None) == (attention is None)
+        for one, other in zip(found or (), attention or (), strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+    assert max(count.rows) > 1  # they did share forward passes
+    del state
+
+
+class CountingRows:
+    """Notes how many sequences were in each forward pass."""
+
+    def __init__(self, model: PaceModel) -> None:
+        self.rows: list[int] = []
+        model.module.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, _: object, __: object, arguments: dict[str, torch.Tensor]) -> None:
+        self.rows.append(arguments["input_ids"].shape[0])
 
 
 def test_layers_that_forget_can_not_tell(tiny: Tiny) -> None:
     model = tiny("gemma2").module
-    cache = new_cache(model.config, 10)
+    cache = new_cache(model.config, (), Block(10))
     heads, recorder = RetrievalHeads(((0, 0),)), QueryRecorder([0])
     recorder.record(0, torch.zeros(1, 4, 1, 8), None)
     assert attention_to_spans(heads, recorder, cache, 3, [(0, 2)]) is None

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pacellm_rag.errors import ModelError
 from pacellm_rag.models.tokenizer import ChatTokenizer
-from pacellm_rag.protocols import Message
+from pacellm_rag.protocols import EncodedPrompt, Message
 from pacellm_rag.testing import byte_tokenizer
 
 TURNS = [Message("system", "The documents."), Message("user", "Why?")]
@@ -93,3 +97,140 @@ def test_special_tokens_are_not_part_of_an_answer() -> None:
     chat = tokenizer(WITH_BOS)
     ids = [2, *chat.hf("hi", add_special_tokens=False)["input_ids"], 3]
     assert chat.decode(ids) == "hi"
+
+
+CHATML = "<chatml>"  # byte_tokenizer's own template
+TEMPLATES = [CHATML, NO_SYSTEM, DROPS_SYSTEM, WITH_BOS, None]
+LONG = [
+    *TURNS,
+    Message("assistant", "So."),
+    Message("user", "How?"),
+    Message("assistant", "Thus."),
+    Message("user", "When?"),
+]
+
+
+def any_tokenizer(template: str | None) -> ChatTokenizer:
+    if template == CHATML:
+        return ChatTokenizer(byte_tokenizer(), name="t", context_window=100)
+    return tokenizer(template)
+
+
+def begins(prompt: EncodedPrompt) -> list[int]:
+    """The characters at which messages begin."""
+    return [prompt.offsets[token][0] for token in prompt.message_starts]
+
+
+def contents(turns: Sequence[Message]) -> list[str]:
+    """What is to be found of the turns."""
+    kept = [turn.content.strip() for turn in turns]  # a system turn is folded in, or kept
+    return [content for content in kept if content]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("turns", [TURNS, LONG, LONG[1:], TURNS[1:]])
+def test_messages_start_where_their_contents_do(template: str | None, turns: list[Message]) -> None:
+    prompt = any_tokenizer(template).encode_messages(turns)
+    starts = prompt.message_starts
+    assert list(starts) == sorted(set(starts))
+    wanted = contents(turns)
+    found = [prompt.text[at:] for at in begins(prompt)]
+    if prompt.offsets[0][0] == prompt.text.find(wanted[0]) and len(found) < len(wanted):
+        wanted = wanted[1:]  # nothing goes before the first: there is no segment to end
+    assert len(found) == len(wanted)
+    for text, content in zip(found, wanted, strict=True):
+        assert text.startswith(content)
+
+
+def test_a_system_turn_that_was_folded_in_ends_where_the_question_begins() -> None:
+    for template in (NO_SYSTEM, DROPS_SYSTEM):
+        prompt = tokenizer(template).encode_messages(LONG)
+        documents, question, *_ = begins(prompt)
+        assert prompt.text[documents:question] == "The documents.\n\n"
+        assert len(prompt.message_starts) == len(LONG)
+
+
+def test_contents_that_are_repeated_are_found_in_their_own_turns() -> None:
+    """Also where one content stands inside of another."""
+    turns = [
+        Message("system", "Why? Because. Why?"),
+        Message("user", "Why?"),
+        Message("assistant", "Because."),
+        Message("user", "Why?"),
+        Message("assistant", "Because."),
+        Message("user", "Why?"),
+    ]
+    prompt = any_tokenizer(CHATML).encode_messages(turns)
+    assert len(prompt.message_starts) == len(turns)
+    for at, turn in zip(begins(prompt), turns, strict=True):
+        header = f"<|im_start|>{turn.role}\n"
+        assert prompt.text[: at + len(turn.content)].endswith(header + turn.content)
+
+
+def test_a_content_that_the_roles_name_too_starts_behind_its_role() -> None:
+    """`user` is in the header of the turn whose content it is."""
+    turns = [
+        Message("user", "user"),
+        Message("assistant", "assistant"),
+        Message("user", "user"),
+        Message("assistant", "a"),
+        Message("user", "s"),
+    ]
+    prompt = any_tokenizer(CHATML).encode_messages(turns)
+    found = [prompt.text[:at] for at in begins(prompt)]
+    assert len(found) == len(turns)
+    for before, turn in zip(found, turns, strict=True):
+        assert before.endswith(f"<|im_start|>{turn.role}\n")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("empty", ["", "  \n"])
+def test_turns_without_content_have_no_start(template: str | None, empty: str) -> None:
+    turns = [Message("system", "One."), Message("user", empty), Message("assistant", "Two."),
+             Message("user", "Three.")]  # fmt: skip
+    prompt = any_tokenizer(template).encode_messages(turns)
+    assert list(prompt.message_starts) == sorted(set(prompt.message_starts))
+    found = [prompt.text[at:] for at in begins(prompt)]
+    assert [text[:3] for text in found][-2:] == ["Two", "Thr"]
+    assert len(found) <= 3
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_starts_count_the_bos(adds_bos: bool) -> None:
+    prompt = tokenizer(WITH_BOS, adds_bos=adds_bos).encode_messages(TURNS)
+    assert prompt.token_ids[0] == 0
+    assert prompt.message_starts == (1, 1 + len("The documents."))
+
+
+def test_starts_are_found_through_tokens_of_several_bytes() -> None:
+    turns = [Message("system", "日本 – naïve"), Message("user", "né? 日本")]
+    prompt = any_tokenizer(CHATML).encode_messages(turns)
+    assert [
+        prompt.text[at:].startswith(t.content) for at, t in zip(begins(prompt), turns, strict=True)
+    ] == [True, True]
+    for start in prompt.message_starts:  # the first of the bytes of its character
+        assert prompt.offsets[start - 1][1] <= prompt.offsets[start][0]
+
+
+@given(
+    system=st.sampled_from(["", "The documents.", "The documents, BBB.", "BZ BZ BZ BZ"]),
+    turns=st.lists(st.text(alphabet="BZ .\né", max_size=6), min_size=1, max_size=4),
+    template=st.sampled_from(TEMPLATES),
+)
+@settings(max_examples=150, deadline=None)
+def test_starts_ascend_and_lie_in_the_prompt(
+    system: str, turns: list[str], template: str | None
+) -> None:
+    messages = [Message("system", system)] if system else []
+    for number, text in enumerate(turns):
+        messages.append(Message("assistant" if number % 2 else "user", text))
+    prompt = any_tokenizer(template).encode_messages(messages)
+    assert list(prompt.message_starts) == sorted(set(prompt.message_starts))
+    assert all(0 < start < len(prompt.token_ids) for start in prompt.message_starts)
+    wanted = [message.content.strip() for message in messages if message.content.strip()]
+    found = [prompt.text[at:] for at in begins(prompt)]
+    if len(found) < len(wanted):
+        wanted = wanted[1:]  # nothing goes before the first: there is no segment to end
+    assert len(found) == len(wanted)
+    for text, content in zip(found, wanted, strict=True):
+        assert text.startswith(content)

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pacellm_rag.errors import CancelledError, ConfigurationError, ModelError
-from pacellm_rag.models.generation import prefill
+from pacellm_rag.models.decoder import Batch
+from pacellm_rag.models.kv_cache import Block, Part
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace import calibrate as module
 from pacellm_rag.pace.answer_loss import Measured, Sample, answer_losses, measure
-from pacellm_rag.pace.cache import set_phase
+from pacellm_rag.pace.cache import PaceCache
 from pacellm_rag.pace.calibrate import Calibration, calibrate
 from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.pace.paired_interval import paired_interval
@@ -53,26 +54,49 @@ def direct_losses(model: torch.nn.Module, samples: Sequence[Sample]) -> list[flo
     return losses
 
 
-def engine_losses(model: PaceModel, samples: Sequence[Sample]) -> list[float]:
-    """By the engine's reading and branching, a token at a time."""
+def losses_by_hand(model: torch.nn.Module, samples: Sequence[Sample]) -> list[float]:
+    """In transformers' own cache, read anew for every answer, which is fed a token at a time."""
     losses = []
     for each in samples:
         for question, answer in each.turns:
-            state = prefill(model.module, each.prefix, window=7)
+            cache = PaceCache(model.config)  # type: ignore[arg-type]
+            cache.reading()
             loss = 0.0
-            with (
-                state.branch(len(each.prefix), len(each.prefix) + 100) as branch,
-                torch.inference_mode(),
-            ):
-                set_phase(branch.cache, "read")
+            with torch.inference_mode():
+                for start in range(0, len(each.prefix), 7):
+                    window = each.prefix[start : start + 7]
+                    model(torch.tensor([window]), past_key_values=cache, use_cache=True)
+                cache.end_segment()
                 feed: tuple[int, ...] = question
                 for token in answer:
-                    output = model.module(
-                        torch.tensor([feed]), past_key_values=branch.cache, use_cache=True
-                    )
+                    output = model(torch.tensor([feed]), past_key_values=cache, use_cache=True)
                     loss -= float(output.logits[0, -1].log_softmax(-1)[token])
                     feed = (token,)
-                    set_phase(branch.cache, "decode")
+                    cache.decoding()
+            losses.append(loss / len(answer))
+    return losses
+
+
+def engine_losses(model: PaceModel, samples: Sequence[Sample]) -> list[float]:
+    """By the engine's forward passes: a prefix read once, a branch of it for every answer."""
+    decoder, losses = model.engine.runner.decoder, []
+    for each in samples:
+        length = len(each.prefix)
+        block = Block(length)
+        origin = decoder.open((), None, block)
+        for start in range(0, length, 7):
+            decoder.read(origin, each.prefix[start : start + 7])
+        decoder.close_windows(origin)
+        snapshot = decoder.snapshot(origin)
+        for question, answer in each.turns:
+            cache = decoder.open((Part(block, 0, length),), snapshot, Block(len(question)))
+            said = [decoder.start(cache, question, None)]
+            batch = Batch(decoder, [cache])
+            for place, token in enumerate(answer[:-1], length + len(question)):
+                said.append(batch.step([token], [place], [None]))
+            batch.close()
+            pairs = zip(said, answer, strict=True)
+            loss = -sum(float(logits[0].log_softmax(-1)[token]) for logits, token in pairs)
             losses.append(loss / len(answer))
     return losses
 
@@ -86,12 +110,12 @@ def test_plain_losses_are_those_of_one_forward_pass(tiny: Tiny, family: str) -> 
 
 
 @families
-def test_losses_with_memory_are_the_engines(tiny: Tiny, family: str) -> None:
+def test_losses_with_memory_are_those_of_reading_and_answering(tiny: Tiny, family: str) -> None:
     model = tiny(family)
     found = measure(model.module, SAMPLES, ACTING)
-    assert found.losses == pytest.approx(
-        engine_losses(tiny(family, pace=ACTING), SAMPLES), abs=5e-4
-    )
+    paced = tiny(family, pace=ACTING)
+    assert found.losses == pytest.approx(losses_by_hand(paced.module, SAMPLES), abs=5e-4)
+    assert found.losses == pytest.approx(engine_losses(paced, SAMPLES), abs=5e-4)
     plain = measure(model.module, SAMPLES, None)
     assert max(abs(a - b) for a, b in zip(found.losses, plain.losses, strict=True)) > 1e-2
     assert 0 < found.acted <= 1

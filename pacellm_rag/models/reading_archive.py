@@ -1,0 +1,187 @@
+"""From the prefix cache to disk and back: what is kept of a reading, and under which names.
+
+Writing happens in a thread of its own, so that nobody waits for it; a process ends only when it
+is done. Knows nodes, their tensors and the store; knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from transformers import PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicSlidingWindowLayer
+
+from pacellm_rag.models.kv_cache import Block
+from pacellm_rag.models.prefix_cache import Node, PrefixCache, Snapshot, Tokens
+from pacellm_rag.models.state_store import StateStore
+from pacellm_rag.pace.config import PaceConfig
+from pacellm_rag.pace.layer_memory import LayerMemory
+
+__all__ = ["ReadingArchive"]
+
+logger = logging.getLogger(__name__)
+
+_LEAST = 256  # tokens up to a node's end: shorter texts are read faster than they are found
+
+
+class ReadingArchive:
+    """Keeps what a model has read.
+
+    Args:
+        store: where to.
+        model: the model's name, for people.
+        config: of the model, to make cache layers by.
+        pace: settings of the memory banks; None without.
+        device: where restored tensors go.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        *,
+        model: str,
+        config: PretrainedConfig,
+        pace: PaceConfig | None,
+        device: torch.device,
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._config = config
+        self._pace = pace
+        self._device = device
+        self._waiting: deque[tuple[Node, Tokens, str]] = deque()
+        self._lock = threading.Lock()
+        self._writer: threading.Thread | None = None
+
+    def keep(self, node: Node, tokens: Tokens, note: str) -> None:
+        """Writes a node and those before it, as far as they are not on disk, soon."""
+        if node.end < _LEAST:
+            return
+        with self._lock:
+            self._waiting.append((node, tokens, note))
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name="pacellm-store")
+                self._writer.start()
+
+    def flush(self) -> None:
+        """Waits until everything is written."""
+        writer = self._writer
+        if writer is not None:
+            writer.join()
+
+    def _write(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._writer = None
+                    return
+                node, tokens, note = self._waiting.popleft()
+            try:
+                self._write_path(node, tokens, note)
+            except Exception:  # the answer must not depend on it
+                logger.warning(
+                    "A reading could not be stored; it is kept in memory only.", exc_info=True
+                )
+
+    def _write_path(self, node: Node, tokens: Tokens, note: str) -> None:
+        for each in node.path():
+            tensors = _tensors_of(each)
+            if tensors is None:
+                return
+            start = each.end - len(each.tokens)
+            # one that is there already costs nothing, and others may have removed it
+            if not self._store.save(
+                tokens[: each.end], start, tensors, model=self._model, note=note
+            ):
+                return
+
+    def known(self, tokens: Tokens) -> int:
+        """How many of the first tokens are on disk."""
+        chain = self._store.chain(tokens, len(tokens))
+        return chain[-1].end if chain else 0
+
+    def restore(self, cache: PrefixCache, tokens: Tokens, limit: int) -> int:
+        """Brings what is on disk of a prompt, beyond what is in memory, into the prefix cache.
+
+        Returns:
+            Tokens that came from disk.
+        """
+        known = min(cache.known(tokens), limit)
+        before = known
+        for piece in self._store.chain(tokens, limit):
+            if piece.end <= known:
+                continue
+            tensors = self._store.load(piece)
+            if tensors is None:
+                break
+            try:
+                block, snapshot = self._block_of(tensors, piece.end - piece.start)
+            except (KeyError, ValueError, IndexError) as error:
+                logger.warning("A stored reading does not fit the model (%s); read again.", error)
+                break
+            cache.add(tokens, piece.start, block, [(piece.end, snapshot)])
+            known = piece.end
+        return known - before
+
+    def _block_of(
+        self, tensors: Mapping[str, torch.Tensor], tokens: int
+    ) -> tuple[Block, Snapshot | None]:
+        block = Block(tokens)
+        memories: dict[int, dict[str, torch.Tensor]] = {}
+        others: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, index, part = name.split(".", 2)
+            if kind == "memory":
+                memories.setdefault(int(index), {})[part] = tensor.to(self._device)
+            elif kind == "layer":
+                others.setdefault(int(index), {})[part] = tensor
+            elif part == "keys":
+                values = tensors[f"kv.{index}.values"]
+                if tensor.shape[2] != tokens or values.shape[2] != tokens:
+                    raise ValueError(f"layer {index} has keys of {tensor.shape[2]} tokens")
+                block.buffers[int(index)] = tensor.to(self._device), values.to(self._device)
+        if not memories and not others:
+            return block, None
+        if memories and self._pace is None:
+            raise ValueError("it has memory banks")
+        pace = self._pace
+        return block, Snapshot(
+            {i: LayerMemory.from_tensors(t, pace) for i, t in memories.items()} if pace else {},
+            {i: self._sliding_layer(i, t) for i, t in others.items()},
+        )
+
+    def _sliding_layer(self, index: int, tensors: Mapping[str, torch.Tensor]) -> CacheLayerMixin:
+        layer = DynamicCache(config=self._config).layers[index]
+        if not isinstance(layer, DynamicSlidingWindowLayer):
+            raise ValueError(f"layer {index} is no sliding window")
+        layer.lazy_initialization(tensors["keys"], tensors["values"])
+        layer.keys = tensors["keys"].to(self._device)
+        layer.values = tensors["values"].to(self._device)
+        layer.cumulative_length = int(tensors["length"])
+        return layer
+
+
+def _tensors_of(node: Node) -> dict[str, torch.Tensor] | None:
+    """What is written of a node; None where it has state of a kind that is not kept."""
+    part = node.part
+    assert part is not None
+    tensors: dict[str, torch.Tensor] = {}
+    for index in sorted(part.block.buffers):
+        keys, values = part.states(index)
+        tensors[f"kv.{index}.keys"], tensors[f"kv.{index}.values"] = keys, values
+    if node.snapshot is None:
+        return tensors
+    for index, memory in node.snapshot.memories.items():
+        tensors |= {f"memory.{index}.{name}": t for name, t in memory.tensors().items()}
+    for index, layer in node.snapshot.layers.items():
+        if not isinstance(layer, DynamicSlidingWindowLayer):
+            return None
+        tensors[f"layer.{index}.keys"] = cast("torch.Tensor", layer.keys)
+        tensors[f"layer.{index}.values"] = cast("torch.Tensor", layer.values)
+        tensors[f"layer.{index}.length"] = torch.tensor(layer.cumulative_length)
+    return tensors
