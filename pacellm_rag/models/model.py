@@ -45,6 +45,7 @@ from pacellm_rag.protocols import (
 __all__ = ["PaceModel", "weights_fingerprint"]
 
 _SPACING = 4096  # tokens between points to go on from within long messages
+_STEP = 256  # tokens: where such a message may be left near its end
 _STORE_VERSION = 1  # of what is stored of a reading
 
 
@@ -126,9 +127,9 @@ class PaceModel:
         limit = self._limits.cache_bytes
         if limit is None:
             limit = total_memory(self.device) // 4
-        every = _SPACING
+        step, every = _STEP, _SPACING
         if pace is not None:  # whole windows, so that none is pending in a snapshot
-            every = pace.window * math.ceil(_SPACING / pace.window)
+            step, every = (pace.window * math.ceil(least / pace.window) for least in (step, every))
         archive, rate = None, ReadingRate()
         if self._store_bytes:
             fingerprint = weights_fingerprint(self.module)
@@ -144,6 +145,7 @@ class PaceModel:
         runner = RequestRunner(
             decoder,
             every=every,
+            step=step,
             cache=PrefixCache(stateful=decoder.stateful, limit_bytes=limit),
             archive=archive,
             needs=MemoryNeeds.of(self.module.config, self.dtype, pace),

@@ -283,13 +283,16 @@ class Request:
         left = None if pace is None else pace * (total - done)
         self.emit(Event(progress=ReadProgress(done, total, rate, left, place)))
 
-    def stops(self, start: int, *, stateful: bool, every: int) -> tuple[list[int], list[int]]:
+    def stops(
+        self, start: int, *, stateful: bool, every: int, window: int
+    ) -> tuple[list[int], list[int]]:
         """Where reading must pause behind `start`.
 
         Args:
             start: tokens read already.
             stateful: whether points to go on from need a snapshot, and so a pause.
             every: tokens between points that nobody named.
+            window: tokens between points that leave no window of the memory banks pending.
 
         Returns:
             Points to go on from, and all pauses (message starts among them).
@@ -300,6 +303,9 @@ class Request:
         if stateful:
             for first, last in zip([start, *starts], [*starts, total], strict=True):
                 named |= set(range(self._grid(first, every), last, every))
+            # and one near the end, so that the same prompt is not read again from far back
+            last = starts[-1] if starts else start
+            named |= set(range(self._grid(last, window), total, window)[-1:])
         if self.answering is None:
             named.add(total)
         points: list[int] = []

@@ -35,6 +35,7 @@ class RequestRunner:
     Args:
         decoder: the model.
         every: tokens between points to go on from in a stateful model's long messages.
+        step: tokens between points that such a model can be left at near a prompt's end.
         cache: what has been read.
         archive: what is on disk; None for nothing.
         needs: what memory tokens take.
@@ -46,6 +47,7 @@ class RequestRunner:
         decoder: Decoder,
         *,
         every: int,
+        step: int,
         cache: PrefixCache,
         archive: ReadingArchive | None,
         needs: MemoryNeeds,
@@ -53,6 +55,7 @@ class RequestRunner:
     ) -> None:
         self.decoder = decoder
         self.every = every
+        self.step = step
         self.cache = cache
         self.archive = archive
         self.needs = needs
@@ -87,7 +90,9 @@ class RequestRunner:
         node = self.cache.match(request.keys, request.usable)
         unread = total - node.end
         keep = request.answering is None or unread >= _KEEP_FROM
-        points, pauses = request.stops(node.end, stateful=self.decoder.stateful, every=self.every)
+        points, pauses = request.stops(
+            node.end, stateful=self.decoder.stateful, every=self.every, window=self.step
+        )
         answer = 0 if request.answering is None else request.answering.options.max_new_tokens
         block = Block(unread + min(answer, _FIRST_ROOM))
         cache = self.decoder.open(node.parts(), node.snapshot, block)
