@@ -318,8 +318,8 @@ def against_frameworks(
 
 def langchain_llm(plain: PaceModel) -> Callable[[str], str]:
     """LangChain's own, on the same weights."""
-    from langchain_huggingface import HuggingFacePipeline  # type: ignore[import-not-found,unused-ignore]
     import transformers
+    from langchain_huggingface import HuggingFacePipeline  # type: ignore[import-not-found,unused-ignore]
 
     make: Any = transformers.pipeline
     pipe = make("text-generation", model=plain.module, tokenizer=plain.tokenizer.hf)
