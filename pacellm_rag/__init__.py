@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pacellm_rag.documents import load_documents as load_documents
     from pacellm_rag.errors import ContextOverflowError as ContextOverflowError
     from pacellm_rag.errors import PaceLLMError as PaceLLMError
+    from pacellm_rag.models.engine import EngineLimits as EngineLimits
     from pacellm_rag.models.loading import load_model as load_model
     from pacellm_rag.models.loading import load_tokenizer as load_tokenizer
     from pacellm_rag.pace.config import PaceConfig as PaceConfig
@@ -38,6 +39,7 @@ _HOMES = {
     "ContextOverflowError": "pacellm_rag.errors",
     "Document": "pacellm_rag.documents",
     "DocumentReader": "pacellm_rag.reader",
+    "EngineLimits": "pacellm_rag.models.engine",
     "GenerationOptions": "pacellm_rag.protocols",
     "Message": "pacellm_rag.protocols",
     "PaceConfig": "pacellm_rag.pace.config",

@@ -24,10 +24,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["DTYPES", "PACE_CHOICES", "Settings", "load_settings", "variable_name"]
+__all__ = ["DTYPES", "KV_CHOICES", "PACE_CHOICES", "Settings", "load_settings", "variable_name"]
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PACE_CHOICES = ("auto", "on", "off")
+KV_CHOICES = ("auto", "full", "fp8", "offload")
 _SWITCH = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -50,6 +51,8 @@ class Settings:
         window: tokens per forward pass while reading.
         pace: PaceLLM's activation memory banks: "auto" as the checkpoint says, "on" with its
             settings or else the defaults, "off" the plain model.
+        kv_cache: how keys and values are held: "auto" and "full" as computed, "fp8" in half the bytes,
+            "offload" in main memory while a GPU computes.
         store_gb: most GiB of what models have read to keep on disk, so that documents need not be
             read again the next time; 0 keeps nothing.
         citations: whether to find the pages that an answer rests on.
@@ -68,6 +71,7 @@ class Settings:
     context_window: int | None = None
     window: int = 1024
     pace: str = "auto"
+    kv_cache: str = "auto"
     store_gb: float = 20.0
     citations: bool = True
     quiet: bool = False
@@ -121,6 +125,7 @@ _RULES = {
     "context_window": _COUNT,
     "window": _COUNT,
     "pace": _Rule(lambda v: v in PACE_CHOICES, str, f"one of {', '.join(PACE_CHOICES)}"),
+    "kv_cache": _Rule(lambda v: v in KV_CHOICES, str, f"one of {', '.join(KV_CHOICES)}"),
     "store_gb": _Rule(_is_amount, float, "a number, 0 or more"),
     "citations": _ON_OFF,
     "quiet": _ON_OFF,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from pacellm_rag.models.engine import EngineLimits
+    from pacellm_rag.models.kv_cache import KVCacheKind
     from pacellm_rag.models.model import PaceModel
     from pacellm_rag.pace.config import PaceConfig
 
@@ -331,6 +332,7 @@ def tiny_model(
     pace: PaceConfig | None = None,
     limits: EngineLimits | None = None,
     store_bytes: int = 0,
+    kv_cache: KVCacheKind = "auto",
     **changes: Any,
 ) -> PaceModel:
     """A random decoder of three layers of a real architecture, with the byte tokenizer.
@@ -344,6 +346,7 @@ def tiny_model(
         pace: settings of activation memory banks to attach.
         limits: as for `load_model`.
         store_bytes: as for `wrap_module`.
+        kv_cache: as for `load_model`.
         changes: fields of the family's configuration.
     """
     import torch
@@ -379,4 +382,5 @@ def tiny_model(
         pace=pace,
         limits=limits,
         store_bytes=store_bytes,
+        kv_cache=kv_cache,
     )

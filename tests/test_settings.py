@@ -48,6 +48,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "context_window": ("100", 100),
     "window": ("10", 10),
     "pace": ("off", "off"),
+    "kv_cache": ("fp8", "fp8"),
     "store_gb": ("1.5", 1.5),
     "citations": ("no", False),
     "quiet": ("TRUE", True),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pacellm_rag.cli.progress import FileProgress, ReadingProgress
 from pacellm_rag.cli.terminal import Terminal
@@ -24,6 +24,9 @@ from pacellm_rag.models.default_model import default_model_folder
 from pacellm_rag.protocols import PromptTokenizer, TextModel
 from pacellm_rag.reader import DocumentReader
 from pacellm_rag.settings import Settings
+
+if TYPE_CHECKING:
+    from pacellm_rag.models.kv_cache import KVCacheKind
 
 __all__ = [
     "count",
@@ -59,6 +62,7 @@ def open_model(settings: Settings) -> TextModel:
         context_window=settings.context_window,
         window=settings.window,
         pace=choices.get(settings.pace, "auto"),
+        kv_cache=cast("KVCacheKind", settings.kv_cache),
         store_bytes=int(settings.store_gb * 2**30),
     )
 

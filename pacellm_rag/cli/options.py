@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 import click
 
 from pacellm_rag.cli.terminal import Terminal
-from pacellm_rag.settings import DTYPES, PACE_CHOICES, Settings, load_settings, variable_name
+from pacellm_rag.settings import (
+    DTYPES,
+    KV_CHOICES,
+    PACE_CHOICES,
+    Settings,
+    load_settings,
+    variable_name,
+)
 
 __all__ = ["debug_option", "document_options", "setting_options", "wants_traceback"]
 
@@ -45,6 +52,8 @@ _SETTINGS = (
     _setting("window", "Tokens read at once; fewer save memory.", type=int, metavar="N"),
     _setting("pace", "PaceLLM's activation memory banks: as the checkpoint says, on, or off.",
              type=click.Choice(PACE_CHOICES)),
+    _setting("kv_cache", "How what was read is held in memory: as computed, in 8 bits (half the "
+             "memory, less exact), or beside the GPU.", type=click.Choice(KV_CHOICES)),
     _setting("store_gb", "Most GiB on disk for what was read, so that it need not be read again; 0 "
              "keeps nothing.", type=float, metavar="N"),
     _setting("citations", "Find the pages that an answer rests on."),

@@ -106,7 +106,7 @@ class Plan:
             f"Reading {cost.tokens_to_read:,} tokens with {self.model} takes "
             f"{_gib(cost.needed_bytes)} for keys and values, and {_gib(cost.free_bytes)} are free. "
             "Leave out documents or pages, keep fewer tokens for the answer, close other readers, "
-            "or take a smaller model.",
+            'hold them in half the bytes (kv_cache="fp8"), or take a smaller model.',
             needed_bytes=cost.needed_bytes,
             free_bytes=cost.free_bytes,
         )

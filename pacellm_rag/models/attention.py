@@ -380,7 +380,7 @@ def _attention_forward(
     if layers is not None and layer is not None and isinstance(layers[layer], AttendingLayer):
         if plain:
             return layers[layer].attend(query, scale).transpose(1, 2), None
-        key, value = layers[layer].joined()
+        key, value = (states.to(query) for states in layers[layer].joined())
     if not plain:
         if attention_mask is None and query.shape[2] > 1 and key.shape[2] > query.shape[2]:
             # our mask function left it out; transformers' function would align it wrongly

@@ -19,17 +19,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from pacellm_rag.errors import ConfigurationError
 from pacellm_rag.models.attention import attend, attend_rows, is_attending
 
 __all__ = [
     "BatchLayer",
     "Block",
+    "KVCacheKind",
+    "KVStorage",
     "Part",
     "RowLayer",
     "batch_cache",
@@ -43,7 +46,53 @@ __all__ = [
 
 _GROWTH = 1024  # tokens: long answers become short chains of parts, and little room is wasted
 
+_FP8 = torch.float8_e4m3fn
+
 KeysValues = tuple[torch.Tensor, torch.Tensor]
+KVCacheKind = Literal["auto", "full", "fp8", "offload"]
+
+
+@dataclass(frozen=True)
+class KVStorage:
+    """How keys and values are held between forward passes.
+
+    Attributes:
+        dtype: the type to hold them in; None for the type that they come in.
+        device: where to; None for where they come from.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+
+    @classmethod
+    def of(cls, kind: KVCacheKind) -> KVStorage:
+        """The storage of a name.
+
+        "auto" and "full" hold them as they are; "fp8" in 8-bit floating point (e4m3), half of
+        bfloat16's bytes, with 3 bits of mantissa; "offload" in main memory while a GPU computes.
+
+        Raises:
+            ConfigurationError: an unknown name.
+        """
+        known = {
+            "auto": cls(),
+            "full": cls(),
+            "fp8": cls(dtype=_FP8),
+            "offload": cls(device=torch.device("cpu")),
+        }
+        if kind not in known:
+            raise ConfigurationError(f"kv_cache is {kind!r}; use {', '.join(known)}.")
+        return known[kind]
+
+    def held(self, states: torch.Tensor) -> torch.Tensor:
+        """States as they can be written into a buffer."""
+        # beyond its range this type has no infinity, and would hold "not a number"
+        return states.clamp(-448, 448) if self.dtype is _FP8 else states
+
+
+def _ready(states: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """States as attention takes them; nothing is copied where they are held so."""
+    return states.to(device=like.device, dtype=like.dtype)
 
 
 class Block:
@@ -51,20 +100,26 @@ class Block:
 
     Attributes:
         capacity: tokens that there is room for.
+        storage: how they are held.
         buffers: by layer, keys and values of shape (1, kv_heads, capacity, head_dim); a layer has
             them from its first tokens on.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, storage: KVStorage = KVStorage()) -> None:
         self.capacity = capacity
+        self.storage = storage
         self.buffers: dict[int, KeysValues] = {}
 
     def of(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """A layer's buffers, made in the type and place of the given states."""
+        """A layer's buffers, made for the given states."""
         if layer not in self.buffers:
 
             def room(states: torch.Tensor) -> torch.Tensor:
-                return states.new_empty((1, states.shape[1], self.capacity, states.shape[3]))
+                return torch.empty(
+                    (1, states.shape[1], self.capacity, states.shape[3]),
+                    dtype=self.storage.dtype or states.dtype,
+                    device=self.storage.device or states.device,
+                )
 
             self.buffers[layer] = room(keys), room(values)
         return self.buffers[layer]
@@ -103,6 +158,13 @@ def _not_offered(what: str) -> NoReturn:
     )
 
 
+def _joined(stretches: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """`torch.cat`, also of 8-bit types, which it does not take everywhere."""
+    if stretches[0].dtype is not _FP8:
+        return torch.cat(list(stretches), dim=dim)
+    return torch.cat([each.view(torch.uint8) for each in stretches], dim=dim).view(_FP8)
+
+
 class RowLayer(DynamicLayer):
     """One layer's keys and values of one sequence.
 
@@ -132,8 +194,9 @@ class RowLayer(DynamicLayer):
                 f"{end} came; grow() makes room."
             )
         own_keys, own_values = self.block.of(self.index, keys, values)
-        own_keys[:, :, self.own : end] = keys
-        own_values[:, :, self.own : end] = values
+        held = self.block.storage.held
+        own_keys[:, :, self.own : end] = held(keys)
+        own_values[:, :, self.own : end] = held(values)
         self.own = end
 
     def update(
@@ -141,7 +204,10 @@ class RowLayer(DynamicLayer):
     ) -> KeysValues:
         """Appends states; returns these alone while attention goes over parts, else all."""
         self.append(key_states, value_states)
-        return (key_states, value_states) if is_attending() else self.joined()
+        if is_attending():
+            return key_states, value_states
+        keys, values = self.joined()
+        return _ready(keys, key_states), _ready(values, value_states)
 
     def own_states(self) -> KeysValues:
         """What lies in its own block, shape (1, kv_heads, own, head_dim)."""
@@ -149,12 +215,12 @@ class RowLayer(DynamicLayer):
         return keys[:, :, : self.own], values[:, :, : self.own]
 
     def joined(self) -> KeysValues:
-        """All keys and values in one tensor each, shape (1, kv_heads, tokens, head_dim)."""
+        """All keys and values, as they are held: shape (1, kv_heads, tokens, head_dim)."""
         stretches = [*self.shared, self.own_states()] if self.own else self.shared
         if len(stretches) == 1:
             return stretches[0]
         keys, values = zip(*stretches, strict=True)
-        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+        return _joined(keys, 2), _joined(values, 2)
 
     @property
     def kv_heads(self) -> int:
@@ -162,13 +228,15 @@ class RowLayer(DynamicLayer):
         return self.block.buffers[self.index][0].shape[1]
 
     def head_keys(self, head: int, tokens: int) -> torch.Tensor:
-        """The first keys of one KV head, shape (1, tokens, head_dim)."""
+        """The first keys of one KV head as they are held: shape (1, tokens, head_dim)."""
         stretches = [*self.shared, self.own_states()] if self.own else self.shared
-        return torch.cat([keys[:, head] for keys, _ in stretches], dim=1)[:, :tokens]
+        return _joined([keys[:, head] for keys, _ in stretches], 1)[:, :tokens]
 
     def attend(self, query: torch.Tensor, scale: float) -> torch.Tensor:
         """Causal attention of the newest tokens; `query` has shape (1, heads, new, head_dim)."""
-        return attend(query, self.shared, self.own_states(), scale)
+        shared = [(_ready(keys, query), _ready(values, query)) for keys, values in self.shared]
+        keys, values = self.own_states()
+        return attend(query, shared, (_ready(keys, query), _ready(values, query)), scale)
 
     def get_seq_length(self) -> int:
         """Tokens held."""
@@ -229,9 +297,12 @@ class BatchLayer(DynamicLayer):
         """Attention of each row's new token; `query` has shape (rows, heads, 1, head_dim)."""
         shared: dict[tuple[int, int, int], tuple[KeysValues, list[int]]] = {}
         for place, row in enumerate(self.rows):
-            for part, states in zip(row.parts, row.shared, strict=True):
-                shared.setdefault(part.key, (states, []))[1].append(place)
-        own = [row.own_states() for row in self.rows]
+            for part, (keys, values) in zip(row.parts, row.shared, strict=True):
+                if part.key not in shared:
+                    shared[part.key] = (_ready(keys, query), _ready(values, query)), []
+                shared[part.key][1].append(place)
+        states = [row.own_states() for row in self.rows]
+        own = [(_ready(keys, query), _ready(values, query)) for keys, values in states]
         return attend_rows(query, list(shared.values()), own, scale)
 
     def get_seq_length(self) -> int:
@@ -264,7 +335,7 @@ def grow(cache: Cache, tokens: int) -> None:
         return
     first = rows[0]
     parts = (*first.parts, Part(first.block, 0, first.own)) if first.own else first.parts
-    block = Block(max(tokens, _GROWTH))
+    block = Block(max(tokens, _GROWTH), first.block.storage)
     for row in rows:
         if row.own:
             row.shared = [*row.shared, row.own_states()]

@@ -27,6 +27,7 @@ from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.models.attention import IMPLEMENTATION
 from pacellm_rag.models.default_model import default_model_folder
 from pacellm_rag.models.engine import EngineLimits
+from pacellm_rag.models.kv_cache import KVCacheKind
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.pace.attach import saved_config
@@ -242,6 +243,7 @@ def wrap_module(
     pace: PaceConfig | Literal["auto", "on"] | None = "auto",
     limits: EngineLimits | None = None,
     store_bytes: int = 0,
+    kv_cache: KVCacheKind = "auto",
 ) -> PaceModel:
     """Makes a reader's model of weights that are in memory already.
 
@@ -255,6 +257,7 @@ def wrap_module(
         pace: as for `load_model`.
         limits: as for `load_model`.
         store_bytes: as for `load_model`, but nothing is kept on disk unless it is given.
+        kv_cache: as for `load_model`.
     """
     config = module.config.get_text_config(decoder=True)
     softcapped = getattr(config, "attn_logit_softcapping", None) is not None
@@ -267,7 +270,13 @@ def wrap_module(
         saved = saved_config(module)
         pace = saved if pace == "auto" else saved or PaceConfig()
     return PaceModel(
-        module, tokenizer, window=window, pace=pace, limits=limits, store_bytes=store_bytes
+        module,
+        tokenizer,
+        window=window,
+        pace=pace,
+        limits=limits,
+        store_bytes=store_bytes,
+        kv_cache=kv_cache,
     )
 
 
@@ -282,6 +291,7 @@ def load_model(
     pace: PaceConfig | Literal["auto", "on"] | None = "auto",
     limits: EngineLimits | None = None,
     store_bytes: int = STORE_BYTES,
+    kv_cache: KVCacheKind = "auto",
     trust_remote_code: bool = False,
     model_arguments: Mapping[str, Any] | None = None,
 ) -> PaceModel:
@@ -305,6 +315,9 @@ def load_model(
             what has been read; None for the defaults.
         store_bytes: most bytes of what has been read to keep on disk, of all models together, so
             that it need not be read again after a restart; 0 keeps nothing there.
+        kv_cache: how keys and values are held: "auto" and "full" as the model computes them; "fp8"
+            in half of bfloat16's bytes, less exactly, and slower on a CPU; "offload" in main
+            memory while a GPU computes.
         trust_remote_code: run Python code that comes with the model.
         model_arguments: further arguments of transformers' `from_pretrained`, for example
             `{"quantization_config": ...}`.
@@ -345,4 +358,5 @@ def load_model(
         pace=pace,
         limits=limits,
         store_bytes=store_bytes,
+        kv_cache=kv_cache,
     )

@@ -21,6 +21,7 @@ from pacellm_rag.models.decoder import Decoder
 from pacellm_rag.models.engine import Engine, EngineLimits
 from pacellm_rag.models.generation import Generation, PrefixState, pull_all
 from pacellm_rag.models.head_probe import find_retrieval_heads
+from pacellm_rag.models.kv_cache import KVCacheKind, KVStorage
 from pacellm_rag.models.planning import MemoryNeeds, ReadingRate, total_memory
 from pacellm_rag.models.prefix_cache import PrefixCache
 from pacellm_rag.models.reading_archive import ReadingArchive
@@ -62,6 +63,7 @@ class PaceModel:
         pace: settings of PaceLLM's activation memory banks to attach; None attaches none.
         limits: what the engine may take; None for the defaults.
         store_bytes: most bytes of readings on disk, of all models together; 0 keeps none there.
+        kv_cache: how keys and values are held; see `KVStorage.of`.
 
     Attributes:
         pace: the handle on the banks, or None.
@@ -76,6 +78,7 @@ class PaceModel:
         pace: PaceConfig | None = None,
         limits: EngineLimits | None = None,
         store_bytes: int = 0,
+        kv_cache: KVCacheKind = "auto",
     ) -> None:
         self.module = module.eval()
         self.pace: PaceHandle | None = None if pace is None else attach(module, pace)
@@ -83,6 +86,7 @@ class PaceModel:
         self.window = window
         self._limits = limits or EngineLimits()
         self._store_bytes = store_bytes
+        self._storage = KVStorage.of(kv_cache)
         eos = getattr(module.generation_config, "eos_token_id", None)
         listed = eos if isinstance(eos, list) else [eos]
         self._stop_ids = tokenizer.stop_ids | {i for i in listed if i is not None}
@@ -140,7 +144,12 @@ class PaceModel:
                 limit_bytes=self._store_bytes,
             )
             archive = ReadingArchive(
-                store, model=self.name, config=self.module.config, pace=pace, device=self.device
+                store,
+                model=self.name,
+                config=self.module.config,
+                pace=pace,
+                device=self.device,
+                storage=self._storage,
             )
         runner = RequestRunner(
             decoder,
@@ -148,7 +157,8 @@ class PaceModel:
             step=step,
             cache=PrefixCache(stateful=decoder.stateful, limit_bytes=limit),
             archive=archive,
-            needs=MemoryNeeds.of(self.module.config, self.dtype, pace),
+            storage=self._storage,
+            needs=MemoryNeeds.of(self.module.config, self._storage.dtype or self.dtype, pace),
             rate=rate,
         )
         return Engine(runner, window=self.window, limits=self._limits)
@@ -161,6 +171,7 @@ class PaceModel:
             "weights": fingerprint,
             "pace": pace,
             "dtype": str(self.dtype),
+            "held": str(self._storage.dtype),
             "rope": getattr(self.module.config.get_text_config(), "rope_parameters", None),
         }
         return json.dumps(parts, sort_keys=True, default=str)

@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicSlidingWindowLayer
 
-from pacellm_rag.models.kv_cache import Block
+from pacellm_rag.models.kv_cache import Block, KVStorage
 from pacellm_rag.models.prefix_cache import Node, PrefixCache, Snapshot, Tokens
 from pacellm_rag.models.state_store import StateStore
 from pacellm_rag.pace.config import PaceConfig
@@ -37,7 +37,8 @@ class ReadingArchive:
         model: the model's name, for people.
         config: of the model, to make cache layers by.
         pace: settings of the memory banks; None without.
-        device: where restored tensors go.
+        device: where the model computes.
+        storage: how keys and values are held.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class ReadingArchive:
         config: PretrainedConfig,
         pace: PaceConfig | None,
         device: torch.device,
+        storage: KVStorage,
     ) -> None:
         self._store = store
         self._model = model
         self._config = config
         self._pace = pace
         self._device = device
+        self._storage = storage
         self._waiting: deque[tuple[Node, Tokens, str]] = deque()
         self._lock = threading.Lock()
         self._writer: threading.Thread | None = None
@@ -131,7 +134,8 @@ class ReadingArchive:
     def _block_of(
         self, tensors: Mapping[str, torch.Tensor], tokens: int
     ) -> tuple[Block, Snapshot | None]:
-        block = Block(tokens)
+        block = Block(tokens, self._storage)
+        place = self._storage.device or self._device
         memories: dict[int, dict[str, torch.Tensor]] = {}
         others: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
@@ -144,7 +148,7 @@ class ReadingArchive:
                 values = tensors[f"kv.{index}.values"]
                 if tensor.shape[2] != tokens or values.shape[2] != tokens:
                     raise ValueError(f"layer {index} has keys of {tensor.shape[2]} tokens")
-                block.buffers[int(index)] = tensor.to(self._device), values.to(self._device)
+                block.buffers[int(index)] = tensor.to(place), values.to(place)
         if not memories and not others:
             return block, None
         if memories and self._pace is None:

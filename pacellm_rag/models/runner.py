@@ -15,7 +15,7 @@ import torch
 from pacellm_rag.errors import InsufficientMemoryError
 from pacellm_rag.models.attention import QueryRecorder
 from pacellm_rag.models.decoder import Batch, Decoder
-from pacellm_rag.models.kv_cache import Block
+from pacellm_rag.models.kv_cache import Block, KVStorage
 from pacellm_rag.models.planning import MemoryNeeds, ReadingRate, free_memory, gib
 from pacellm_rag.models.prefix_cache import Node, PrefixCache, Tokens
 from pacellm_rag.models.reading_archive import ReadingArchive
@@ -38,6 +38,7 @@ class RequestRunner:
         step: tokens between points that such a model can be left at near a prompt's end.
         cache: what has been read.
         archive: what is on disk; None for nothing.
+        storage: how keys and values are held.
         needs: what memory tokens take.
         rate: how fast the model reads.
     """
@@ -50,6 +51,7 @@ class RequestRunner:
         step: int,
         cache: PrefixCache,
         archive: ReadingArchive | None,
+        storage: KVStorage,
         needs: MemoryNeeds,
         rate: ReadingRate,
     ) -> None:
@@ -58,6 +60,7 @@ class RequestRunner:
         self.step = step
         self.cache = cache
         self.archive = archive
+        self.storage = storage
         self.needs = needs
         self.rate = rate
         self._batch: Batch | None = None
@@ -71,7 +74,7 @@ class RequestRunner:
     def cost(self, keys: Tokens, new_tokens: int) -> ReadingCost:
         """What reading a prompt, and an answer of `new_tokens` tokens, would take."""
         known = self.known(keys)
-        free = free_memory(self.decoder.module.device)
+        free = free_memory(self.storage.device or self.decoder.module.device)
         return ReadingCost(
             tokens_known=known,
             tokens_to_read=len(keys) - known,
@@ -94,7 +97,7 @@ class RequestRunner:
             node.end, stateful=self.decoder.stateful, every=self.every, window=self.step
         )
         answer = 0 if request.answering is None else request.answering.options.max_new_tokens
-        block = Block(unread + min(answer, _FIRST_ROOM))
+        block = Block(unread + min(answer, _FIRST_ROOM), self.storage)
         cache = self.decoder.open(node.parts(), node.snapshot, block)
         base = PinnedNode(self.cache, node)
         request.reused = node.end
@@ -250,14 +253,14 @@ class RequestRunner:
 
     def memory_error(self, request: Request, error: BaseException) -> InsufficientMemoryError:
         """What to tell a caller whose request ran out of memory."""
-        free = free_memory(self.decoder.module.device)
+        free = free_memory(self.storage.device or self.decoder.module.device)
         total = len(request.token_ids)
         needed = self.needs.kv_bytes(total - (request.reused or 0)) + self.needs.bank_bytes
         known = "" if free is None else f"; {gib(free)} are free"
         found = InsufficientMemoryError(
             f"The memory ran out while {request.doing}: {total:,} tokens take {gib(needed)} for "
-            f"keys and values{known}. Leave out documents or pages, or keep fewer tokens for the "
-            "answer.",
+            f"keys and values{known}. Leave out documents or pages, keep fewer tokens for the "
+            'answer, or hold them in half the bytes (kv_cache="fp8").',
             needed_bytes=needed,
             free_bytes=free,
         )
