@@ -51,8 +51,8 @@ class Settings:
         window: tokens per forward pass while reading.
         pace: PaceLLM's activation memory banks: "auto" as the checkpoint says, "on" with its
             settings or else the defaults, "off" the plain model.
-        kv_cache: how keys and values are held: "auto" and "full" as computed, "fp8" in half the bytes,
-            "offload" in main memory while a GPU computes.
+        kv_cache: how keys and values are held: "auto" and "full" as computed, "fp8" in half the
+            bytes, "offload" in main memory while a GPU computes.
         store_gb: most GiB of what models have read to keep on disk, so that documents need not be
             read again the next time; 0 keeps nothing.
         citations: whether to find the pages that an answer rests on.
