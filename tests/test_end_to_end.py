@@ -121,3 +121,13 @@ def test_the_shell_answers_in_json(real_cache_folder: str | None, tmp_path: Path
     repeated = json.loads(again.stdout)
     assert repeated["receipt"]["tokens_reused"] == repeated["receipt"]["tokens"]
     assert repeated["answer"] == answer["answer"]
+
+
+def test_banks_of_the_default_model_take_what_calibration_found(model: PaceModel) -> None:
+    assert model.pace is None  # off unless asked for
+    paced = load_model(pace="on", store_bytes=0)
+    assert paced.pace is not None
+    assert paced.pace.config.layers == (0,)
+    reader = DocumentReader(paced, load_documents(DOCUMENTS[:1]))
+    assert reader.ask("Who audited the accounts?", options=GenerationOptions(max_new_tokens=5)).text
+    assert paced.pace.stats()[0].acted

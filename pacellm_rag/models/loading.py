@@ -25,7 +25,7 @@ from transformers import (
 
 from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.models.attention import IMPLEMENTATION
-from pacellm_rag.models.default_model import default_model_folder
+from pacellm_rag.models.default_model import CALIBRATED_PACE, default_model_folder
 from pacellm_rag.models.engine import EngineLimits
 from pacellm_rag.models.kv_cache import KVCacheKind
 from pacellm_rag.models.model import PaceModel
@@ -309,8 +309,9 @@ def load_model(
             more than the model was trained for switches RoPE scaling (YaRN) on and logs a warning.
         window: tokens per forward pass while reading.
         pace: PaceLLM's activation memory banks: settings to attach them with, "auto" for those
-            that the checkpoint carries (none where it carries none), "on" for these or else the
-            defaults, None for the plain model.
+            that the checkpoint carries (none where it carries none), "on" for these or else what
+            calibration found for the default model, and the defaults for any other, None for the
+            plain model.
         limits: how many requests are worked on and wait at a time, and what memory is kept for
             what has been read; None for the defaults.
         store_bytes: most bytes of what has been read to keep on disk, of all models together, so
@@ -350,6 +351,8 @@ def load_model(
         raise _loading_error(source, error) from error
     if not hasattr(module, "hf_device_map"):
         torch.nn.Module.to(module, place)
+    if name is None and pace == "on" and saved_config(module) is None:
+        pace = PaceConfig.from_dict(CALIBRATED_PACE)
     return wrap_module(
         module,
         tokenizer,
