@@ -305,8 +305,13 @@ class DocumentReader:
     def _layout(self, prompt: EncodedPrompt) -> PromptLayout:
         """Where messages begin and documents end, in tokens."""
         base = locate_context(prompt, self.packed)
-        spans = [(start + base, end + base) for start, end in self.packed.document_spans]
-        ends = tuple(end for _, end in token_ranges(prompt.offsets, spans))
+        # without the blanks behind a document and without its last token, which may take them in:
+        # they are others behind the last document than behind one that is followed
+        spans = [
+            (base + start, base + start + len(self.packed.text[start:end].rstrip()))
+            for start, end in self.packed.document_spans
+        ]
+        ends = tuple(max(end - 1, 1) for _, end in token_ranges(prompt.offsets, spans))
         return PromptLayout(prompt.message_starts, ends)
 
     def read(

@@ -33,6 +33,7 @@ from pacellm_rag.pace.cache import (
     close_windows,
     join_memories,
     memories_of,
+    phase_said,
     set_memory,
     set_phase,
     split_memories,
@@ -127,7 +128,7 @@ class Decoder:
     def read(self, cache: Cache, token_ids: Sequence[int]) -> None:
         """Runs tokens of a prompt and computes no logits."""
         over_parts = self.attends
-        with self._undone_on_error([cache]):
+        with self.undone_on_error([cache]):
             self._forward(cache, token_ids, over_parts=over_parts)
 
     def start(
@@ -135,11 +136,12 @@ class Decoder:
     ) -> torch.Tensor:
         """Runs the last tokens of a prompt: logits of shape (1, vocabulary)."""
         over_parts = self.attends  # may be found out now, which is not to be recorded
-        with self._undone_on_error([cache]), recording(recorder):
-            logits = self._forward(cache, token_ids, over_parts=over_parts, logits=True)
+        with self.undone_on_error([cache]):
+            with recording(recorder):
+                logits = self._forward(cache, token_ids, over_parts=over_parts, logits=True)
+            set_phase(cache, "decode")
+            close_windows(cache)
         assert logits is not None
-        set_phase(cache, "decode")
-        close_windows(cache)
         return logits
 
     def _forward(
@@ -167,14 +169,16 @@ class Decoder:
         return found
 
     @contextlib.contextmanager
-    def _undone_on_error(self, caches: Sequence[Cache]) -> Iterator[None]:
-        """Leaves caches as they were where a pass fails in its middle."""
+    def undone_on_error(self, caches: Sequence[Cache]) -> Iterator[None]:
+        """Leaves caches as they were where the work on them fails in its middle."""
         before = [[_Before.of(layer) for layer in cache.layers] for cache in caches]
+        phases = [phase_said(cache) for cache in caches]
         try:
             yield
         except BaseException:
-            for cache, states in zip(caches, before, strict=True):
+            for cache, states, phase in zip(caches, before, phases, strict=True):
                 cache.layers = [state.restored() for state in states]
+                set_phase(cache, phase)
             raise
 
 
@@ -232,7 +236,7 @@ class Batch:
         for cache in self.caches:
             grow(cache, 1)
         everything = [*self.caches] if self._together is None else [*self.caches, self._together]
-        with decoder._undone_on_error(everything), recording(*recorders):
+        with decoder.undone_on_error(everything), recording(*recorders):
             positions = torch.tensor(lengths, device=decoder.module.device)[:, None]
             logits = decoder._forward(
                 self._together or self.caches[0],

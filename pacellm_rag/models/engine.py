@@ -38,6 +38,7 @@ __all__ = ["Engine", "EngineLimits"]
 _AHEAD = 4  # pieces that an answer may be ahead of its caller
 _LINGER = 2.0  # seconds that the worker waits for more before it ends
 _POLL = 0.5  # seconds between looks at requests whose callers do not wait
+_STOPPED = "The engine has been stopped, as the process ends; nothing more is read or answered."
 
 T = TypeVar("T")
 
@@ -180,7 +181,7 @@ class Engine:
             gone.clear()
             with self._lock:
                 request.listen(gone.set)
-                if request.ended or not request.submitted:
+                if request.ended or not request.submitted or self._stopping:
                     return
                 self._ensure_worker()
             gone.wait()
@@ -189,6 +190,7 @@ class Engine:
         """Runs something on the model between forward passes, and waits for it."""
         job = _Job(work)
         with self._lock:
+            self._refuse_if_stopped()
             self._jobs.append(job)
             self._ensure_worker()
         job.done.wait()
@@ -197,7 +199,10 @@ class Engine:
         return job.value  # type: ignore[return-value]
 
     def stop(self) -> None:
-        """Ends the worker after the window or token that is under way, for good."""
+        """Ends the worker after the window or token that is under way, for good.
+
+        Whoever comes later gets a `CancelledError`.
+        """
         with self._lock:
             self._stopping = True
             worker = self._worker
@@ -211,7 +216,15 @@ class Engine:
         with self._lock:
             return not self._running and not self._queue
 
+    def _refuse_if_stopped(self) -> None:
+        # a daemon thread goes down with the process, and without a word, rather waiting than
+        # printing a traceback into its end
+        if self._stopping and not threading.current_thread().daemon:
+            raise CancelledError(_STOPPED)
+
     def _submit(self, request: Request) -> None:
+        if not request.ended:
+            self._refuse_if_stopped()
         if not request.submitted and not request.ended:
             waiting = sum(1 for other in self._queue if not other.closed)
             if waiting >= self.limits.max_queue + max(self._free_places(), 0):
@@ -236,27 +249,51 @@ class Engine:
     def _run(self) -> None:
         idle_since = time.monotonic()
         while True:
-            self._sweep()
-            with self._lock:
-                if self._stopping:
-                    return
-                if not self._has_work():
-                    here = bool(self._running or self._queue)
-                    if not here and time.monotonic() - idle_since > _LINGER:
-                        self._worker = None
+            try:
+                self._sweep()
+                with self._lock:
+                    if self._stopping:
                         return
-                    self._work.wait(_POLL)
-                    continue
+                    if not self._has_work():
+                        here = bool(self._running or self._queue)
+                        if not here and time.monotonic() - idle_since > _LINGER:
+                            self._worker = None
+                            return
+                        self._work.wait(_POLL)
+                        continue
                 idle_since = time.monotonic()
-                job = self._jobs.popleft() if self._jobs else None
-                newcomers = self._admit()
-            if job is not None:
+                self._round()
+            except Exception as error:  # a fault of ours: nobody must wait for a dead worker
+                self._end_all(error)
+
+    def _round(self) -> None:
+        """A turn for everybody; its own function, so that nothing is held between turns."""
+        with self._lock:
+            job = self._jobs.popleft() if self._jobs else None
+            newcomers = self._admit()
+        if job is not None:
+            try:
                 self.runner.disband()
+            finally:
                 job.run()
-            for request in newcomers:
-                self._guarded(request, self.runner.begin)
-            self._read()
-            self._decode()
+        for request in newcomers:
+            self._guarded(request, self.runner.begin)
+        self._read()
+        self._decode()
+
+    def _end_all(self, error: Exception) -> None:
+        """Ends every request and job with an error."""
+        self.runner.forget_batch()
+        with self._lock:
+            jobs, here = [*self._jobs], [*self._queue, *self._running]
+            self._jobs.clear()
+            self._queue.clear()
+            self._running.clear()
+        for job in jobs:
+            job.error = error
+            job.done.set()
+        for request in here:
+            request.end(error)
 
     def _has_work(self) -> bool:
         if self._jobs or any(request.wants_work for request in self._running):
@@ -355,6 +392,8 @@ class Engine:
         ready = [r for r in self._running if r.is_answering and r.wants_work and not r.unwanted]
         ready.sort(key=lambda request: request.turn)
         ready = ready[: self.limits.max_running]
+        if not ready:
+            return  # before the model is asked for anything, which may fail
         for request in ready:
             self._turn += 1
             request.turn = self._turn
@@ -367,7 +406,7 @@ class Engine:
             except Exception:  # of one of them, or of all: each alone finds its own
                 self.runner.disband()
                 for request in group:
-                    self._guarded(request, self._decode_alone)
+                    self._decode_alone(request)
                 continue
             for row, request in enumerate(group):
                 own = logits[row : row + 1]
@@ -375,8 +414,11 @@ class Engine:
                 self._leave_if_done(request)
 
     def _decode_alone(self, request: Request) -> None:
-        self.runner.take(request, self.runner.decode([request]))
-        self._leave_if_done(request)
+        # in two steps, so that a second try of the one does not repeat the other
+        logits = self._guarded(request, lambda one: self.runner.decode([one]))
+        if logits is not None:
+            self._guarded(request, partial(self.runner.take, logits=logits))
+            self._leave_if_done(request)
 
     def _leave_if_done(self, request: Request) -> None:
         answering = request.answering

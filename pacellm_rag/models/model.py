@@ -47,7 +47,7 @@ __all__ = ["PaceModel", "weights_fingerprint"]
 
 _SPACING = 4096  # tokens between points to go on from within long messages
 _STEP = 256  # tokens: where such a message may be left near its end
-_STORE_VERSION = 1  # of what is stored of a reading
+_STORE_VERSION = 2  # of what is stored of a reading
 
 
 class PaceModel:

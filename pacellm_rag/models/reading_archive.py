@@ -16,7 +16,8 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicSlidingWindowLayer
 
-from pacellm_rag.models.kv_cache import Block, KVStorage
+from pacellm_rag.errors import ModelError
+from pacellm_rag.models.kv_cache import Block, KVStorage, Part
 from pacellm_rag.models.prefix_cache import Node, PrefixCache, Snapshot, Tokens
 from pacellm_rag.models.state_store import StateStore
 from pacellm_rag.pace.config import PaceConfig
@@ -25,6 +26,8 @@ from pacellm_rag.pace.layer_memory import LayerMemory
 __all__ = ["ReadingArchive"]
 
 logger = logging.getLogger(__name__)
+
+_Piece = tuple[int, Part, Snapshot | None]  # its end, and what is known there
 
 _LEAST = 256  # tokens up to a node's end: shorter texts are read faster than they are found
 
@@ -57,7 +60,7 @@ class ReadingArchive:
         self._pace = pace
         self._device = device
         self._storage = storage
-        self._waiting: deque[tuple[Node, Tokens, str]] = deque()
+        self._waiting: deque[tuple[list[_Piece], Tokens, str]] = deque()
         self._lock = threading.Lock()
         self._writer: threading.Thread | None = None
 
@@ -65,8 +68,10 @@ class ReadingArchive:
         """Writes a node and those before it, as far as they are not on disk, soon."""
         if node.end < _LEAST:
             return
+        # now, as the nodes may be split while the writer is at work
+        path = [(each.end, cast("Part", each.part), each.snapshot) for each in node.path()]
         with self._lock:
-            self._waiting.append((node, tokens, note))
+            self._waiting.append((path, tokens, note))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="pacellm-store")
                 self._writer.start()
@@ -83,23 +88,23 @@ class ReadingArchive:
                 if not self._waiting:
                     self._writer = None
                     return
-                node, tokens, note = self._waiting.popleft()
+                path, tokens, note = self._waiting.popleft()
             try:
-                self._write_path(node, tokens, note)
+                self._write_path(path, tokens, note)
             except Exception:  # the answer must not depend on it
                 logger.warning(
                     "A reading could not be stored; it is kept in memory only.", exc_info=True
                 )
+            del path  # not held until the next comes
 
-    def _write_path(self, node: Node, tokens: Tokens, note: str) -> None:
-        for each in node.path():
-            tensors = _tensors_of(each)
+    def _write_path(self, path: list[_Piece], tokens: Tokens, note: str) -> None:
+        for end, part, snapshot in path:
+            tensors = _tensors_of(part, snapshot)
             if tensors is None:
                 return
-            start = each.end - len(each.tokens)
             # one that is there already costs nothing, and others may have removed it
             if not self._store.save(
-                tokens[: each.end], start, tensors, model=self._model, note=note
+                tokens[:end], end - len(part), tensors, model=self._model, note=note
             ):
                 return
 
@@ -124,7 +129,7 @@ class ReadingArchive:
                 break
             try:
                 block, snapshot = self._block_of(tensors, piece.end - piece.start)
-            except (KeyError, ValueError, IndexError) as error:
+            except (KeyError, ValueError, IndexError, ModelError) as error:
                 logger.warning("A stored reading does not fit the model (%s); read again.", error)
                 break
             cache.add(tokens, piece.start, block, [(piece.end, snapshot)])
@@ -170,19 +175,17 @@ class ReadingArchive:
         return layer
 
 
-def _tensors_of(node: Node) -> dict[str, torch.Tensor] | None:
+def _tensors_of(part: Part, snapshot: Snapshot | None) -> dict[str, torch.Tensor] | None:
     """What is written of a node; None where it has state of a kind that is not kept."""
-    part = node.part
-    assert part is not None
     tensors: dict[str, torch.Tensor] = {}
     for index in sorted(part.block.buffers):
         keys, values = part.states(index)
         tensors[f"kv.{index}.keys"], tensors[f"kv.{index}.values"] = keys, values
-    if node.snapshot is None:
+    if snapshot is None:
         return tensors
-    for index, memory in node.snapshot.memories.items():
+    for index, memory in snapshot.memories.items():
         tensors |= {f"memory.{index}.{name}": t for name, t in memory.tensors().items()}
-    for index, layer in node.snapshot.layers.items():
+    for index, layer in snapshot.layers.items():
         if not isinstance(layer, DynamicSlidingWindowLayer):
             return None
         tensors[f"layer.{index}.keys"] = cast("torch.Tensor", layer.keys)

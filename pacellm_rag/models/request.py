@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from transformers.cache_utils import Cache
 
 from pacellm_rag.models.attention import QueryRecorder
@@ -39,13 +40,14 @@ _LEAST_STRETCH = 256  # tokens between points to go on from: a snapshot costs me
 def token_keys(token_ids: Sequence[int], layout: PromptLayout, *, by_message: bool) -> Tokens:
     """Tokens as the prefix cache and the store know them.
 
-    With memory banks the state depends on where messages begin, so these tokens get keys of
-    their own.
+    With memory banks the state behind a token depends on whether a message ends with it, so the
+    last token before each message's start gets a key of its own. (Not the first one behind: a
+    prefix that ends there would be known to everybody, with its window closed and without.)
     """
     keys = np.asarray(token_ids, dtype=np.int64)
     if by_message:
-        starts = [start for start in layout.message_starts if start < len(keys)]
-        keys[starts] = -1 - keys[starts]
+        last = [start - 1 for start in set(layout.message_starts) if 0 < start <= len(keys)]
+        keys[last] = -1 - keys[last]
     return keys
 
 
@@ -112,6 +114,7 @@ class Row:
         points: token counts that others may go on from.
         keep: whether what is read goes into the prefix cache.
         reached: points with their snapshots, in order.
+        logits: behind the prompt, until the first token is chosen by them.
     """
 
     cache: Cache
@@ -122,6 +125,7 @@ class Row:
     points: list[int]
     keep: bool
     reached: list[tuple[int, Snapshot | None]] = field(default_factory=list)
+    logits: torch.Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -256,8 +260,7 @@ class Request:
         with self.guard:
             self.events.append(event)
             self.asked = False
-            if self.wake is not None:
-                self.wake()
+            self._wake()
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more will come."""
@@ -265,8 +268,15 @@ class Request:
             self.error = error
             self.ended = True
             self.row = None
-            if self.wake is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wakes the caller, if it is still there: its event loop may have been closed meanwhile."""
+        if self.wake is not None:
+            try:
                 self.wake()
+            except RuntimeError:
+                self.wake = None
 
     def tell_place(self, place: int) -> None:
         """Says how many requests are before this one, if that has changed."""
@@ -300,20 +310,24 @@ class Request:
         total = len(self.token_ids)
         starts = [s for s in self.layout.message_starts if start < s <= total]
         named = {*starts, *(e for e in self.layout.document_ends if start < e <= total)}
-        if stateful:
-            for first, last in zip([start, *starts], [*starts, total], strict=True):
-                named |= set(range(self._grid(first, every), last, every))
-            # and one near the end, so that the same prompt is not read again from far back
-            last = starts[-1] if starts else start
-            named |= set(range(self._grid(last, window), total, window)[-1:])
         if self.answering is None:
             named.add(total)
         points: list[int] = []
-        before = start
         for point in sorted(named):
-            if point - before >= _LEAST_STRETCH or point == total or point in starts[-1:]:
+            far = point - max([start, *points]) >= _LEAST_STRETCH
+            if far or point == total or point in starts[-1:]:
                 points.append(point)
-                before = point
+        if stateful:
+            regular: set[int] = set()
+            for first, last in zip([start, *starts], [*starts, total], strict=True):
+                regular |= set(range(self._grid(first, every), last, every))
+            # and one near the end, so that the same prompt is not read again from far back
+            newest = starts[-1] if starts else start
+            regular |= set(range(self._grid(newest, window), total, window)[-1:])
+            for point in sorted(regular):
+                if min(abs(point - other) for other in [start, *points]) >= _LEAST_STRETCH:
+                    points.append(point)
+        points.sort()
         pauses = {*starts, *points} if stateful else set()
         return points, sorted(pauses)
 

@@ -147,22 +147,28 @@ class RequestRunner:
         return False
 
     def _read(self, request: Request, row: Row, end: int) -> None:
-        self.decoder.read(row.cache, request.token_ids[row.length : end])
+        kept = self.decoder.stateful and end in row.points
+        # whole or not at all: it may be tried again when memory ran out
+        with self.decoder.undone_on_error([row.cache]):
+            self.decoder.read(row.cache, request.token_ids[row.length : end])
+            if end in request.layout.message_starts:
+                self.decoder.close_windows(row.cache)
+            snapshot = self.decoder.snapshot(row.cache) if kept else None
         row.length = end
-        if end in request.layout.message_starts:
-            self.decoder.close_windows(row.cache)
-        if self.decoder.stateful and end in row.points:
-            row.reached.append((end, self.decoder.snapshot(row.cache)))
+        if kept:
+            row.reached.append((end, snapshot))
 
     def _start_answer(self, request: Request, row: Row, answering: Answering) -> None:
         """The last window of a prompt, and the first token behind it."""
-        if answering.heads is not None:
-            answering.recorder = QueryRecorder(answering.heads.layers)
-        ids = request.token_ids[row.length :]
-        logits = self.decoder.start(row.cache, ids, answering.recorder)
-        row.length = len(request.token_ids)
-        self._keep(request, row)
-        self._take(request, answering, logits)
+        if row.logits is None:  # else choosing a token failed for want of memory
+            if answering.heads is not None:
+                answering.recorder = QueryRecorder(answering.heads.layers)
+            ids = request.token_ids[row.length :]
+            row.logits = self.decoder.start(row.cache, ids, answering.recorder)
+            row.length = len(request.token_ids)
+            self._keep(request, row)
+        self._take(request, answering, row.logits)
+        row.logits = None
 
     def _keep(self, request: Request, row: Row) -> Node | None:
         """Puts what was read into the prefix cache, and on disk."""
@@ -208,6 +214,10 @@ class RequestRunner:
         batch, self._batch, self._batched = self._batch, None, []
         if batch is not None:
             batch.close()
+
+    def forget_batch(self) -> None:
+        """Lets the last batch go where nobody needs its rows any more."""
+        self._batch, self._batched = None, []
 
     def take(self, request: Request, logits: torch.Tensor) -> None:
         """Puts the next token behind an answer, by logits of shape (1, vocabulary)."""

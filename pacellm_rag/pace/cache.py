@@ -29,6 +29,7 @@ __all__ = [
     "memories_of",
     "memory_of",
     "phase_of",
+    "phase_said",
     "restore_memories",
     "set_memory",
     "set_phase",
@@ -153,9 +154,15 @@ def set_phase(cache: Cache, phase: Phase | None) -> None:
     cache.pace_phase = phase  # type: ignore[attr-defined]
 
 
+def phase_said(cache: Cache) -> Phase | None:
+    """What `set_phase` said last."""
+    said: Phase | None = getattr(cache, "pace_phase", None)
+    return said
+
+
 def phase_of(cache: Cache, tokens: int, seen: int) -> Phase:
     """Whether a forward pass of `tokens` tokens behind `seen` others reads or decodes."""
-    said: Phase | None = getattr(cache, "pace_phase", None)
+    said = phase_said(cache)
     if said is not None:
         return said
     return "decode" if tokens == 1 and seen else "read"
