@@ -28,11 +28,11 @@ from pacellm_rag.context.packing import PackedContext, pack_context
 from pacellm_rag.context.prompts import build_messages
 from pacellm_rag.context.tokens import locate_context, token_ranges
 from pacellm_rag.documents.types import Document, Page
-from pacellm_rag.models.attention import QueryRecorder, recording
 from pacellm_rag.models.kv_cache import Block
 from pacellm_rag.models.loading import load_model
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.prefix_cache import Tokens
+from pacellm_rag.models.query_recorder import QueryRecorder, recording
 from pacellm_rag.models.request import token_keys
 from pacellm_rag.models.retrieval_heads import attention_to_spans
 from pacellm_rag.protocols import GenerationOptions, PromptLayout

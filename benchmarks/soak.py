@@ -39,7 +39,7 @@ from pacellm_rag.errors import (
     InsufficientMemoryError,
     QueueFullError,
 )
-from pacellm_rag.models.engine import EngineLimits
+from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.generation import Generation
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace.config import PaceConfig

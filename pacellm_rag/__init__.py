@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pacellm_rag.answer import Answer as Answer
     from pacellm_rag.context.citations import Citation as Citation
     from pacellm_rag.context.planning import Plan as Plan
     from pacellm_rag.documents import Document as Document
@@ -22,24 +23,23 @@ if TYPE_CHECKING:
     from pacellm_rag.documents import load_documents as load_documents
     from pacellm_rag.errors import ContextOverflowError as ContextOverflowError
     from pacellm_rag.errors import PaceLLMError as PaceLLMError
-    from pacellm_rag.models.engine import EngineLimits as EngineLimits
+    from pacellm_rag.models.engine_limits import EngineLimits as EngineLimits
     from pacellm_rag.models.loading import load_model as load_model
     from pacellm_rag.models.loading import load_tokenizer as load_tokenizer
     from pacellm_rag.pace.config import PaceConfig as PaceConfig
     from pacellm_rag.protocols import GenerationOptions as GenerationOptions
     from pacellm_rag.protocols import Message as Message
-    from pacellm_rag.reader import Answer as Answer
     from pacellm_rag.reader import DocumentReader as DocumentReader
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "pacellm_rag.reader",
+    "Answer": "pacellm_rag.answer",
     "Citation": "pacellm_rag.context.citations",
     "ContextOverflowError": "pacellm_rag.errors",
     "Document": "pacellm_rag.documents",
     "DocumentReader": "pacellm_rag.reader",
-    "EngineLimits": "pacellm_rag.models.engine",
+    "EngineLimits": "pacellm_rag.models.engine_limits",
     "GenerationOptions": "pacellm_rag.protocols",
     "Message": "pacellm_rag.protocols",
     "PaceConfig": "pacellm_rag.pace.config",

@@ -31,7 +31,7 @@ from pacellm_rag.protocols import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from pacellm_rag.models.engine import EngineLimits
+    from pacellm_rag.models.engine_limits import EngineLimits
     from pacellm_rag.models.kv_cache import KVCacheKind
     from pacellm_rag.models.model import PaceModel
     from pacellm_rag.pace.config import PaceConfig

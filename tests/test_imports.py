@@ -31,12 +31,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
     "evaluation": (set(), set()),
-    "reader": ({"errors", "protocols", "documents.types", "context"}, set()),
+    "answer": ({"protocols", "context"}, set()),
+    "reader": ({"errors", "protocols", "documents.types", "context", "answer"}, set()),
     "testing": ({"errors", "protocols", "models", "pace"}, {"torch", "transformers", "tokenizers"}),
     "cli": (
         {
             "errors", "files", "protocols", "settings", "documents", "context", "pace", "models",
-            "reader",
+            "answer", "reader",
         },
         {"click", "rich", "transformers", "huggingface_hub"},
     ),

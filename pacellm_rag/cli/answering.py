@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from pacellm_rag.answer import Answer, AnswerStream
 from pacellm_rag.cli.terminal import Terminal
 from pacellm_rag.context.citations import Citation
 from pacellm_rag.context.markers import MarkerFilter
 from pacellm_rag.protocols import Message
-from pacellm_rag.reader import Answer, AnswerStream, DocumentReader, Receipt
+from pacellm_rag.reader import DocumentReader, Receipt
 from pacellm_rag.settings import Settings
 
 __all__ = ["answer_json", "describe_citation", "describe_receipt", "print_answer"]

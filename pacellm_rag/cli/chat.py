@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import click
 
+from pacellm_rag.answer import Answer
 from pacellm_rag.cli.answering import describe_citation, describe_receipt, print_answer
 from pacellm_rag.cli.opening import open_documents, open_reader
 from pacellm_rag.cli.options import document_options, setting_options
 from pacellm_rag.cli.terminal import Terminal, clean
 from pacellm_rag.errors import PaceLLMError
 from pacellm_rag.protocols import Message
-from pacellm_rag.reader import Answer, DocumentReader
+from pacellm_rag.reader import DocumentReader
 from pacellm_rag.settings import Settings
 
 __all__ = ["chat"]

@@ -17,17 +17,14 @@ Registered through transformers' own extension points, `AttentionInterface` and
 `AttentionMaskInterface`, under the name `IMPLEMENTATION`. Whatever is not plain causal attention
 (padding, sliding windows past their size, biases) gets transformers' mask and its SDPA function.
 
-While a `QueryRecorder` is active it also keeps the query of the newest token of chosen layers,
-from which the answer's attention to the prompt is computed afterwards. Knows nothing of
-tokenizers, prompts or documents, and of caches only that their layers can attend.
+Knows nothing of tokenizers, prompts or documents, and of caches only that their layers can attend.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
@@ -37,16 +34,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from pacellm_rag.models.query_recorder import record_queries
+
 __all__ = [
     "IMPLEMENTATION",
     "AttendingLayer",
-    "QueryRecorder",
     "attend",
     "attend_rows",
     "attending",
     "causal_attention",
     "is_attending",
-    "recording",
 ]
 
 IMPLEMENTATION: Final = "pace_causal"
@@ -56,29 +53,6 @@ IMPLEMENTATION: Final = "pace_causal"
 _FLASH_CPU: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None
 )
-
-
-@dataclass
-class QueryRecorder:
-    """Keeps the newest tokens' queries of some layers.
-
-    Attributes:
-        layers: indices of the layers to record.
-        newest: how many of a forward pass's last tokens to keep.
-        queries: for each layer, tensors of shape (tokens, heads, head_dim), one per forward pass.
-        scaling: for each layer, the factor applied to query-key products.
-    """
-
-    layers: Collection[int]
-    newest: int = 1
-    queries: dict[int, list[torch.Tensor]] = field(default_factory=dict)
-    scaling: dict[int, float] = field(default_factory=dict)
-
-    def record(self, layer: int, query: torch.Tensor, scaling: float | None) -> None:
-        """Keeps a row's last queries of a layer; `query` has shape (heads, tokens, head_dim)."""
-        kept = query[:, -self.newest :].transpose(0, 1)
-        self.queries.setdefault(layer, []).append(kept.clone())
-        self.scaling[layer] = scaling if scaling is not None else query.shape[-1] ** -0.5
 
 
 @runtime_checkable
@@ -94,22 +68,9 @@ class AttendingLayer(Protocol):
         ...
 
 
-_recorders: contextvars.ContextVar[Sequence[QueryRecorder | None]] = contextvars.ContextVar(
-    "pacellm_query_recorders", default=()
-)
 _layers: contextvars.ContextVar[Sequence[Any] | None] = contextvars.ContextVar(
     "pacellm_attending_layers", default=None
 )
-
-
-@contextlib.contextmanager
-def recording(*recorders: QueryRecorder | None) -> Iterator[None]:
-    """Makes recorders active, one for each row, for this thread's forward passes in the block."""
-    token = _recorders.set(recorders)
-    try:
-        yield
-    finally:
-        _recorders.reset(token)
 
 
 @contextlib.contextmanager
@@ -366,9 +327,7 @@ def _attention_forward(
     """Transformers' attention function: returns (batch, tokens, heads, dim) and no weights."""
     layer = getattr(module, "layer_idx", None)
     if layer is not None and not torch.compiler.is_compiling():
-        for row, recorder in enumerate(_recorders.get()):
-            if recorder is not None and layer in recorder.layers:
-                recorder.record(layer, query[row], scaling)
+        record_queries(layer, query, scaling)
     plain = (
         attention_mask is None
         and dropout == 0.0

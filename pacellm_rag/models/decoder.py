@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from pacellm_rag.models.attention import IMPLEMENTATION, QueryRecorder, attending, recording
+from pacellm_rag.models.attention import IMPLEMENTATION, attending
 from pacellm_rag.models.kv_cache import (
     Block,
     Part,
@@ -29,6 +29,7 @@ from pacellm_rag.models.kv_cache import (
     new_cache,
 )
 from pacellm_rag.models.prefix_cache import Snapshot
+from pacellm_rag.models.query_recorder import QueryRecorder, recording
 from pacellm_rag.pace.cache import (
     close_windows,
     join_memories,

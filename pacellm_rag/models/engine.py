@@ -26,14 +26,14 @@ from typing import TypeVar
 
 from pacellm_rag.errors import (
     CancelledError,
-    ConfigurationError,
     DeadlineExceededError,
     QueueFullError,
 )
+from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.request import Event, Request
 from pacellm_rag.models.runner import RequestRunner, is_out_of_memory
 
-__all__ = ["Engine", "EngineLimits"]
+__all__ = ["Engine"]
 
 _AHEAD = 4  # pieces that an answer may be ahead of its caller
 _LINGER = 2.0  # seconds that the worker waits for more before it ends
@@ -53,34 +53,6 @@ def _stop_all() -> None:
         engine.stop()
     for worker in list(_workers):
         worker.join()
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """What an engine may take.
-
-    Attributes:
-        max_running: requests that are worked on at a time.
-        max_queue: requests that may wait for that.
-        cache_bytes: of memory for what has been read and nobody uses; None for a quarter of what
-            the device has.
-
-    Raises:
-        ConfigurationError: a value can not work.
-    """
-
-    max_running: int = 16
-    max_queue: int = 256
-    cache_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_running < 1 or self.max_queue < 0:
-            raise ConfigurationError(
-                f"max_running is {self.max_running} and max_queue {self.max_queue}; they must be "
-                "at least 1 and 0."
-            )
-        if self.cache_bytes is not None and self.cache_bytes < 0:
-            raise ConfigurationError(f"cache_bytes is {self.cache_bytes}; it must be 0 or more.")
 
 
 @dataclass

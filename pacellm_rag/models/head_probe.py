@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from pacellm_rag.files import cache_folder, write_atomically
-from pacellm_rag.models.attention import IMPLEMENTATION, QueryRecorder, recording
+from pacellm_rag.models.attention import IMPLEMENTATION
+from pacellm_rag.models.query_recorder import QueryRecorder, recording
 from pacellm_rag.models.retrieval_heads import RetrievalHeads, head_attention
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.protocols import EncodedPrompt, Message

@@ -26,7 +26,7 @@ from transformers import (
 from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.models.attention import IMPLEMENTATION
 from pacellm_rag.models.default_model import CALIBRATED_PACE, default_model_folder
-from pacellm_rag.models.engine import EngineLimits
+from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.kv_cache import KVCacheKind
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.tokenizer import ChatTokenizer

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from pacellm_rag.errors import ConfigurationError, ContextOverflowError
 from pacellm_rag.files import cache_folder, readings_folder
 from pacellm_rag.models.decoder import Decoder
-from pacellm_rag.models.engine import Engine, EngineLimits
+from pacellm_rag.models.engine import Engine
+from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.generation import Generation, PrefixState, pull_all
 from pacellm_rag.models.head_probe import find_retrieval_heads
 from pacellm_rag.models.kv_cache import KVCacheKind, KVStorage

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from pacellm_rag.models.attention import QueryRecorder
 from pacellm_rag.models.kv_cache import Block
 from pacellm_rag.models.prefix_cache import Node, PrefixCache, Snapshot, Tokens, common_length
+from pacellm_rag.models.query_recorder import QueryRecorder
 from pacellm_rag.models.retrieval_heads import RetrievalHeads
 from pacellm_rag.models.sampling import Sampler
 from pacellm_rag.models.text_stream import TextStream

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache
 
-from pacellm_rag.models.attention import QueryRecorder
 from pacellm_rag.models.kv_cache import RowLayer
+from pacellm_rag.models.query_recorder import QueryRecorder
 
 __all__ = ["RetrievalHeads", "attention_to_spans", "head_attention"]
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 
 from pacellm_rag.errors import InsufficientMemoryError
-from pacellm_rag.models.attention import QueryRecorder
 from pacellm_rag.models.decoder import Batch, Decoder
 from pacellm_rag.models.kv_cache import Block, KVStorage
 from pacellm_rag.models.planning import MemoryNeeds, ReadingRate, free_memory, gib
 from pacellm_rag.models.prefix_cache import Node, PrefixCache, Tokens
+from pacellm_rag.models.query_recorder import QueryRecorder
 from pacellm_rag.models.reading_archive import ReadingArchive
 from pacellm_rag.models.request import Answering, Event, PinnedNode, Request, Row
 from pacellm_rag.models.retrieval_heads import attention_to_spans

@@ -12,16 +12,15 @@ from transformers import StaticCache
 from pacellm_rag.models import attention as attention_module
 from pacellm_rag.models.attention import (
     IMPLEMENTATION,
-    QueryRecorder,
     _attention_mask,
     attend,
     attend_rows,
     attending,
     causal_attention,
     is_attending,
-    recording,
 )
 from pacellm_rag.models.model import PaceModel
+from pacellm_rag.models.query_recorder import QueryRecorder, recording
 
 Tiny = Callable[..., PaceModel]
 FLASH = attention_module._FLASH_CPU

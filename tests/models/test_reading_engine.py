@@ -34,7 +34,7 @@ from pacellm_rag.errors import (
 )
 from pacellm_rag.models import decoder as decoder_module
 from pacellm_rag.models import engine as engine_module
-from pacellm_rag.models.engine import EngineLimits
+from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.generation import Generation
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.sampling import Sampler

@@ -9,11 +9,11 @@ import torch
 from pacellm_rag.files import cache_folder
 from pacellm_rag.models import head_probe
 from pacellm_rag.models import model as model_module
-from pacellm_rag.models.attention import QueryRecorder
 from pacellm_rag.models.generation import Generation
 from pacellm_rag.models.head_probe import probe_heads, score_heads
 from pacellm_rag.models.kv_cache import Block, new_cache
 from pacellm_rag.models.model import PaceModel, weights_fingerprint
+from pacellm_rag.models.query_recorder import QueryRecorder
 from pacellm_rag.models.retrieval_heads import RetrievalHeads, attention_to_spans
 from pacellm_rag.protocols import GenerationOptions
 

@@ -1,0 +1,37 @@
+"""What an engine may take of the machine. Knows nothing of engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pacellm_rag.errors import ConfigurationError
+
+__all__ = ["EngineLimits"]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine may take.
+
+    Attributes:
+        max_running: requests that are worked on at a time.
+        max_queue: requests that may wait for that.
+        cache_bytes: of memory for what has been read and nobody uses; None for a quarter of what
+            the device has.
+
+    Raises:
+        ConfigurationError: a value can not work.
+    """
+
+    max_running: int = 16
+    max_queue: int = 256
+    cache_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_running < 1 or self.max_queue < 0:
+            raise ConfigurationError(
+                f"max_running is {self.max_running} and max_queue {self.max_queue}; they must be "
+                "at least 1 and 0."
+            )
+        if self.cache_bytes is not None and self.cache_bytes < 0:
+            raise ConfigurationError(f"cache_bytes is {self.cache_bytes}; it must be 0 or more.")
