@@ -302,6 +302,15 @@ def against_frameworks(
         for prompt in prompts:
             ask(ours, tokenizer(prompt)["input_ids"])
 
+    def run_together() -> None:
+        forget(ours)
+        options = GenerationOptions(max_new_tokens=ANSWER)
+        streams = [ours.stream(tokenizer(p)["input_ids"], options) for p in prompts]
+        for stream in streams:
+            stream.start()
+        for stream in streams:
+            "".join(stream)
+
     makers = (("HuggingFacePipeline", langchain_llm), ("HuggingFaceLLM", llama_index_llm))
     for name, make in makers:
         try:
@@ -309,11 +318,14 @@ def against_frameworks(
         except ImportError as error:
             print(f"Without {name}: {error}", flush=True)
             continue
-        mine, theirs = [], []
+        mine, theirs, together = [], [], []
         for _ in range(rounds):
             theirs.append(seconds(partial(list, map(answer, prompts))))
             mine.append(seconds(run_ours))
-        yield row(f"{QUESTIONS} questions, against {name}", mine, theirs, "s", ">= 8 times")
+            together.append(seconds(run_together))
+        what = f"{QUESTIONS} questions, against {name}"
+        yield row(f"{what}, one by one", mine, theirs, "s", ">= 8 times")
+        yield row(f"{what}, asked together", together, theirs, "s", ">= 8 times")
 
 
 def langchain_llm(plain: PaceModel) -> Callable[[str], str]:
