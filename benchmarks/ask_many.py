@@ -335,10 +335,9 @@ def langchain_llm(plain: PaceModel) -> Callable[[str], str]:
 
     make: Any = transformers.pipeline
     pipe = make("text-generation", model=plain.module, tokenizer=plain.tokenizer.hf)
-    llm = HuggingFacePipeline(
-        pipeline=pipe, pipeline_kwargs={"max_new_tokens": ANSWER, "do_sample": False}
-    )
-    return lambda prompt: str(llm.invoke(prompt))
+    llm = HuggingFacePipeline(pipeline=pipe)
+    options = {"max_new_tokens": ANSWER, "do_sample": False}  # given per call, or they are ignored
+    return lambda prompt: str(llm.invoke(prompt, pipeline_kwargs=options))
 
 
 def llama_index_llm(plain: PaceModel) -> Callable[[str], str]:
