@@ -9,6 +9,8 @@ banks on, transformers has not. Prints a table and, last, a line of JSON.
 The comparison with LangChain's HuggingFacePipeline and LlamaIndex' HuggingFaceLLM needs these
 packages (langchain-huggingface, llama-index-llms-huggingface), that with llama.cpp needs
 llama-cpp-python and the model as a .gguf file (--gguf); without them it says so and goes on.
+
+Over 400 lines because all measurements share one run, one pair of models and one table.
 """
 
 from __future__ import annotations

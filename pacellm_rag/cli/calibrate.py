@@ -244,13 +244,14 @@ def _sample(
     tokenizer: ChatTokenizer, packed: PackedContext, asked: Sequence[tuple[str, str]]
 ) -> Sample:
     """The prompts of `ask`, cut where the questions begin, and the answers as tokens."""
+    from pacellm_rag.models.head_probe import shared_prefix_length
     from pacellm_rag.pace.answer_loss import Sample
 
     def encode(question: str) -> tuple[int, ...]:
         return tokenizer.encode_messages(build_messages(packed, question)).token_ids
 
     prompts = [encode(question) for question, _ in asked]
-    shared = _common([encode("A"), encode("9?"), *prompts])
+    shared = shared_prefix_length([encode("A"), encode("9?"), *prompts])
     blank = "" if tokenizer.hf.chat_template else " "  # as the plain template writes answers
     turns = []
     for prompt, (_, answer) in zip(prompts, asked, strict=True):
@@ -266,13 +267,6 @@ def _sample(
             )
         turns.append((prompt[shared:], tuple(said)))
     return Sample(prompts[0][:shared], tuple(turns))
-
-
-def _common(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens the prompts begin with in common; fewer than any of them has."""
-    limit = min(map(len, prompts)) - 1
-    first = prompts[0]
-    return next((i for i in range(limit) if any(p[i] != first[i] for p in prompts)), limit)
 
 
 def _teller(say: Callable[[str], None], *, each_trial: bool) -> Callable[[int, int, str], None]:

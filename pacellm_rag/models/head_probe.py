@@ -29,7 +29,7 @@ from pacellm_rag.models.retrieval_heads import RetrievalHeads, head_attention
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.protocols import EncodedPrompt, Message
 
-__all__ = ["find_retrieval_heads", "probe_heads", "score_heads"]
+__all__ = ["find_retrieval_heads", "probe_heads", "score_heads", "shared_prefix_length"]
 
 HEADS_KEPT = 12
 _FACTS = 16
@@ -132,7 +132,7 @@ def _fitting_probe(tokenizer: ChatTokenizer, rng: random.Random) -> _Probe | Non
     return None
 
 
-def _common(prompts: Sequence[tuple[int, ...]]) -> int:
+def shared_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
     """How many tokens the prompts begin with in common; fewer than any of them has."""
     limit = min(map(len, prompts)) - 1
     first = prompts[0]
@@ -153,7 +153,7 @@ def score_heads(
     if probe is None:
         return None
     total: dict[int, torch.Tensor] = {}
-    context = _common([prompt.token_ids for prompt in probe.prompts])
+    context = shared_prefix_length([prompt.token_ids for prompt in probe.prompts])
     read = DynamicCache(config=model.config)
     with torch.inference_mode():
         for start in range(0, context, window):
