@@ -42,6 +42,7 @@ ANSWER = 32
 WINDOW = 1024
 ASKERS = 8
 QUESTIONS = 10
+FULL_LENGTH = {"do_sample": False, "min_new_tokens": ANSWER}  # no answer ends early, as with ours
 
 Row = dict[str, float | str]
 
@@ -338,7 +339,7 @@ def langchain_llm(plain: PaceModel) -> Callable[[str], str]:
     make: Any = transformers.pipeline
     pipe = make("text-generation", model=plain.module, tokenizer=plain.tokenizer.hf)
     llm = HuggingFacePipeline(pipeline=pipe)
-    options = {"max_new_tokens": ANSWER, "do_sample": False}  # given per call, or they are ignored
+    options = {**FULL_LENGTH, "max_new_tokens": ANSWER}  # given per call, or they are ignored
     return lambda prompt: str(llm.invoke(prompt, pipeline_kwargs=options))
 
 
@@ -351,7 +352,7 @@ def llama_index_llm(plain: PaceModel) -> Callable[[str], str]:
         tokenizer=plain.tokenizer.hf,
         context_window=plain.context_window,
         max_new_tokens=ANSWER,
-        generate_kwargs={"do_sample": False},
+        generate_kwargs=dict(FULL_LENGTH),
     )
     return lambda prompt: str(llm.complete(prompt, formatted=True))
 

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from pacellm_rag.documents import load_documents as load_documents
     from pacellm_rag.errors import ContextOverflowError as ContextOverflowError
     from pacellm_rag.errors import PaceLLMError as PaceLLMError
+    from pacellm_rag.messages import Message as Message
     from pacellm_rag.models.engine_limits import EngineLimits as EngineLimits
     from pacellm_rag.models.loading import load_model as load_model
     from pacellm_rag.models.loading import load_tokenizer as load_tokenizer
+    from pacellm_rag.models.shared import release_shared_models as release_shared_models
+    from pacellm_rag.models.shared import shared_model as shared_model
+    from pacellm_rag.models.shared import shared_tokenizer as shared_tokenizer
     from pacellm_rag.pace.config import PaceConfig as PaceConfig
     from pacellm_rag.protocols import GenerationOptions as GenerationOptions
-    from pacellm_rag.protocols import Message as Message
     from pacellm_rag.reader import DocumentReader as DocumentReader
 
 __version__ = "0.1.0"
@@ -41,7 +44,7 @@ _HOMES = {
     "DocumentReader": "pacellm_rag.reader",
     "EngineLimits": "pacellm_rag.models.engine_limits",
     "GenerationOptions": "pacellm_rag.protocols",
-    "Message": "pacellm_rag.protocols",
+    "Message": "pacellm_rag.messages",
     "PaceConfig": "pacellm_rag.pace.config",
     "PaceLLMError": "pacellm_rag.errors",
     "Page": "pacellm_rag.documents",
@@ -50,6 +53,9 @@ _HOMES = {
     "load_documents": "pacellm_rag.documents",
     "load_model": "pacellm_rag.models.loading",
     "load_tokenizer": "pacellm_rag.models.loading",
+    "release_shared_models": "pacellm_rag.models.shared",
+    "shared_model": "pacellm_rag.models.shared",
+    "shared_tokenizer": "pacellm_rag.models.shared",
 }
 
 __all__ = [

@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, runtime_checkable
 
+from pacellm_rag.constraints import Constraint
 from pacellm_rag.errors import ConfigurationError
+from pacellm_rag.messages import Message, Role, Tool
+from pacellm_rag.tool_format import ToolFormat
 
 __all__ = [
     "ONE_MESSAGE",
@@ -31,7 +34,6 @@ __all__ = [
     "TextModel",
 ]
 
-Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "closed"]
 
 
@@ -41,14 +43,6 @@ class CancelSignal(Protocol):
     def is_set(self) -> bool:
         """Whether the work should stop."""
         ...
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,7 @@ class GenerationOptions:
         seed: seed of the sampler; None draws a new one.
         stop: strings that end the answer; they are never part of it.
         timeout: seconds, from the request on, after which it ends with `DeadlineExceededError`.
+        constraint: what the text must look like; None for anything.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -112,6 +107,7 @@ class GenerationOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     timeout: float | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -203,8 +199,20 @@ class PromptTokenizer(Protocol):
         """Tokens of a bare text, without special tokens."""
         ...
 
-    def encode_messages(self, messages: Sequence[Message]) -> EncodedPrompt:
-        """Renders a conversation that ends with a user turn, ready for the model to answer."""
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of tools."""
+        ...
+
+    def encode_messages(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> EncodedPrompt:
+        """Renders a conversation, ready for the model to answer.
+
+        Args:
+            messages: the turns; the last is what to answer, mostly a user's.
+            tools: what the model may call.
+        """
         ...
 
 
@@ -351,6 +359,7 @@ class TextModel(Protocol):
 
         Raises:
             ContextOverflowError: prompt and `max_new_tokens` exceed the context window.
+            ConfigurationError: `options.constraint` can not be met.
             CancelledError: while iterating, as all the following: `cancel` was set.
             DeadlineExceededError: `options.timeout` is over.
             QueueFullError: too many requests wait.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pacellm_rag.errors import CancelledError, ContextOverflowError
+from pacellm_rag.messages import Message, Tool
 from pacellm_rag.protocols import (
     ONE_MESSAGE,
     CancelSignal,
@@ -21,12 +22,12 @@ from pacellm_rag.protocols import (
     EncodedPrompt,
     FinishReason,
     GenerationOptions,
-    Message,
     ProgressCallback,
     PromptLayout,
     ReadingCost,
     ReadProgress,
 )
+from pacellm_rag.tool_format import IN_WORDS, ToolFormat, tools_in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,8 +63,16 @@ class WordTokenizer:
         """Number of words, runs of blanks and signs."""
         return len(_TOKEN.findall(text))
 
-    def encode_messages(self, messages: Sequence[Message]) -> EncodedPrompt:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """Tools are put into words."""
+        return IN_WORDS
+
+    def encode_messages(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> EncodedPrompt:
         """Renders and encodes a conversation."""
+        messages = tools_in_words(messages, tools)
         text = "".join(f"<{m.role}>\n{m.content}\n" for m in messages) + "<assistant>\n"
         matches = list(_TOKEN.finditer(text))
         ids = tuple(zlib.crc32(m.group().encode()) for m in matches)

@@ -15,7 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "pacellm_rag"
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "files": (set(), {"platformdirs"}),
-    "protocols": ({"errors"}, set()),
+    "messages": (set(), set()),
+    "constraints": ({"errors", "messages"}, set()),
+    "tool_format": ({"messages"}, set()),
+    "protocols": ({"constraints", "errors", "messages", "tool_format"}, set()),
+    "chat": ({"constraints", "errors", "messages", "protocols", "tool_format"}, set()),
     "settings": ({"errors", "files", "protocols"}, {"tomli"}),
     "documents": (
         {"errors"},
@@ -24,16 +28,19 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "context": ({"errors", "protocols", "documents.types"}, set()),
     "pace": ({"errors"}, {"torch", "transformers", "safetensors"}),
     "models": (
-        {"errors", "protocols", "files", "pace"},
+        {"constraints", "errors", "files", "messages", "pace", "protocols", "tool_format"},
         {
             "torch", "transformers", "huggingface_hub", "safetensors", "filelock", "jinja2",
-            "platformdirs", "numpy", "psutil",
+            "llguidance", "platformdirs", "numpy", "psutil",
         },
     ),
     "evaluation": (set(), set()),
     "answer": ({"protocols", "context"}, set()),
     "reader": ({"errors", "protocols", "documents.types", "context", "answer"}, set()),
-    "testing": ({"errors", "protocols", "models", "pace"}, {"torch", "transformers", "tokenizers"}),
+    "testing": (
+        {"errors", "messages", "models", "pace", "protocols", "tool_format"},
+        {"torch", "transformers", "tokenizers"},
+    ),
     "cli": (
         {
             "errors", "files", "protocols", "settings", "documents", "context", "pace", "models",
@@ -79,8 +86,14 @@ def test_a_layer_imports_only_what_lies_below_it(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["pacellm_rag", "pacellm_rag.documents", "pacellm_rag.reader", "pacellm_rag.cli"],
-)
+    [
+        "pacellm_rag",
+        "pacellm_rag.documents",
+        "pacellm_rag.reader",
+        "pacellm_rag.chat",
+        "pacellm_rag.cli",
+    ],
+)  # fmt: skip
 def test_light_modules_load_no_heavy_library(module: str) -> None:
     code = (
         f"import sys, {module}\n"

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from pacellm_rag.errors import ConfigurationError, ContextOverflowError
 from pacellm_rag.files import cache_folder, readings_folder
+from pacellm_rag.models.constrained import ConstraintCompiler
 from pacellm_rag.models.decoder import Decoder
 from pacellm_rag.models.engine import Engine
 from pacellm_rag.models.engine_limits import EngineLimits
@@ -91,6 +92,7 @@ class PaceModel:
         eos = getattr(module.generation_config, "eos_token_id", None)
         listed = eos if isinstance(eos, list) else [eos]
         self._stop_ids = tokenizer.stop_ids | {i for i in listed if i is not None}
+        self._forms = ConstraintCompiler(tokenizer, self._stop_ids)
         self._heads: RetrievalHeads | None = None
         self._heads_known = False
         self._lock = threading.Lock()
@@ -253,6 +255,7 @@ class PaceModel:
                 needed_tokens=needed,
                 available_tokens=self.context_window,
             )
+        form = options.constraint
         answering = Answering(
             options=options,
             stop_ids=self._stop_ids,
@@ -260,6 +263,7 @@ class PaceModel:
             sampler=Sampler(options, self.device),
             heads=self.retrieval_heads if attend_to else None,
             spans=tuple(attend_to),
+            constraint=self._forms.compile(form, options.max_new_tokens) if form else None,
         )
         request = Request(
             token_ids=tuple(token_ids),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from pacellm_rag.models.constrained import TokenConstraint
 from pacellm_rag.models.kv_cache import Block
 from pacellm_rag.models.prefix_cache import Node, PrefixCache, Snapshot, Tokens, common_length
 from pacellm_rag.models.query_recorder import QueryRecorder
@@ -77,6 +78,7 @@ class Answering:
         sampler: chooses tokens.
         heads: whose attention to keep, or None.
         spans: token ranges of the prompt that attention is summed over.
+        constraint: keeps it to a form, or None.
     """
 
     options: GenerationOptions
@@ -85,6 +87,7 @@ class Answering:
     sampler: Sampler
     heads: RetrievalHeads | None
     spans: Sequence[tuple[int, int]]
+    constraint: TokenConstraint | None = None
     recorder: QueryRecorder | None = None
     tokens: int = 0
     newest: int = 0

@@ -224,7 +224,10 @@ class RequestRunner:
         self._take(request, request.answer, logits)
 
     def _take(self, request: Request, answering: Answering, logits: torch.Tensor) -> None:
-        token = answering.sampler(logits)
+        form = answering.constraint
+        token = answering.sampler(logits if form is None else form.allow(logits))
+        if form is not None:
+            token = form.choose(token, answering.options.max_new_tokens - answering.tokens)
         answering.tokens += 1
         answering.newest = token
         piece = ""
@@ -232,7 +235,7 @@ class RequestRunner:
             answering.finish_reason = "stop"
         else:
             piece = answering.stream.feed(token)
-            if answering.stream.stopped:
+            if answering.stream.stopped or (form is not None and form.complete):
                 answering.finish_reason = "stop"
             elif answering.tokens >= answering.options.max_new_tokens:
                 answering.finish_reason = "length"

@@ -29,7 +29,7 @@ class Sampler:
         self._greedy = options.temperature == 0
         warpers = LogitsProcessorList()
         if not self._greedy:
-            warpers.append(TemperatureLogitsWarper(options.temperature))
+            warpers.append(TemperatureLogitsWarper(float(options.temperature)))
             if options.top_k:
                 warpers.append(TopKLogitsWarper(options.top_k))
             if options.top_p < 1:

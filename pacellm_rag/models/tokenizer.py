@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from pacellm_rag.errors import ModelError
-from pacellm_rag.protocols import EncodedPrompt, Message
+from pacellm_rag.messages import Message, Tool
+from pacellm_rag.models.tool_template import find_tool_format, template_tools, template_turns
+from pacellm_rag.protocols import EncodedPrompt
+from pacellm_rag.tool_format import IN_WORDS, ToolFormat, tools_in_words
 
 __all__ = ["ChatTokenizer"]
 
@@ -62,24 +67,54 @@ class ChatTokenizer:
         ids |= {vocabulary.get(token) for token in _END_OF_TURN}
         return frozenset(i for i in ids if i is not None)
 
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls of tools: as its chat template does, or as it is told to."""
+        if not self.hf.chat_template:
+            return IN_WORDS
+        return find_tool_format(self._apply_to_turns) or IN_WORDS
+
+    @cached_property
+    def _hidden_ids(self) -> frozenset[int] | None:
+        """Special tokens that are no text; None where all are, which is the usual case."""
+        special = {i for i, token in self.hf.added_tokens_decoder.items() if token.special}
+        special |= set(self.hf.all_special_ids)
+        shown = special & self.call_ids
+        return frozenset(special - shown) if shown else None
+
+    @cached_property
+    def call_ids(self) -> frozenset[int]:
+        """Tokens added to the vocabulary that occur in the marks around calls of tools."""
+        form = self.tool_format
+        marks = "".join((form.before, form.middle, form.between or "", form.after))
+        ids = self.hf(marks, add_special_tokens=False, verbose=False)["input_ids"]
+        return frozenset(ids) & frozenset(self.hf.added_tokens_decoder)
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a bare text, without special tokens."""
         return len(self.hf(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def decode(self, token_ids: list[int]) -> str:
-        """Text of some tokens, special tokens left out."""
+        """Text of some tokens, special tokens left out but for the marks of tool calls."""
+        hidden = self._hidden_ids
+        if hidden is not None:
+            token_ids = [i for i in token_ids if i not in hidden]
         text = self.hf.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            token_ids, skip_special_tokens=hidden is None, clean_up_tokenization_spaces=False
         )
         return str(text)
 
-    def encode_messages(self, messages: Sequence[Message]) -> EncodedPrompt:
-        """Renders and encodes a conversation that ends with a user turn.
+    def encode_messages(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = ()
+    ) -> EncodedPrompt:
+        """Renders and encodes a conversation, ready for the model to answer.
 
         Raises:
             ModelError: the chat template can not render these turns.
         """
-        text = self.render(messages)
+        if not self.tool_format.native:
+            messages, tools = tools_in_words(messages, tools), ()
+        text = self.render(messages, tools)
         encoding = self._encode(text)
         ids, offsets = list(encoding["input_ids"]), [tuple(o) for o in encoding["offset_mapping"]]
         bos = self.hf.bos_token_id
@@ -87,10 +122,12 @@ class ChatTokenizer:
             ids, offsets = [bos, *ids], [(0, 0), *offsets]
         while bos is not None and ids[:2] == [bos, bos]:
             ids, offsets = ids[1:], offsets[1:]
-        starts = _first_tokens(offsets, self._content_places(text, messages))
+        starts = _first_tokens(offsets, self._content_places(text, messages, tools))
         return EncodedPrompt(text, tuple(ids), tuple(offsets), starts)
 
-    def _content_places(self, text: str, messages: Sequence[Message]) -> list[int]:
+    def _content_places(
+        self, text: str, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> list[int]:
         """Where in a rendered prompt the turns' contents begin; none where it can not be told.
 
         Told by rendering the turns with marks for contents: what lies between is the template's.
@@ -98,7 +135,8 @@ class ChatTokenizer:
         said = [message for message in messages if message.content.strip()]
         marks = {id(message): f"\x02{index}\x03" for index, message in enumerate(said)}
         outline = self.render(
-            [Message(m.role, marks.get(id(m), m.content)) for m in messages]  # blank ones stay
+            [replace(m, content=marks.get(id(m), m.content)) for m in messages],  # blank ones stay
+            tools,
         )
         if any(outline.count(mark) != 1 for mark in marks.values()):
             return []
@@ -126,38 +164,45 @@ class ChatTokenizer:
             )
         return self.hf(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The prompt as text: the model's chat template, or a plain one where it has none.
 
         A system turn that the template refuses, or drops without a word, is put in front of the
-        first user turn.
+        first user turn; turns of one role that follow each other become one where it refuses them.
         """
         if not self.hf.chat_template:
             return _render_plain(messages)
+        attempts = [list(messages), _joined(messages)]
         system = messages[0].content.strip() if messages[0].role == "system" else ""
-        try:
-            text = self._apply_template(messages)
-        except TemplateError as error:
-            if not system:
-                raise ModelError(
-                    f"The chat template of {self.name} refuses this conversation: {error}"
-                ) from error
-            text = ""
-        if system and system not in text:
+        if system and len(messages) > 1:
+            attempts += [_fold_system(messages), _joined(_fold_system(messages))]
+        refusal: TemplateError | None = None
+        for turns in attempts:
             try:
-                text = self._apply_template(_fold_system(messages))
+                text = self._apply_template(turns, tools)
             except TemplateError as error:
-                raise ModelError(
-                    f"The chat template of {self.name} refuses this conversation: {error}"
-                ) from error
-        return text
+                refusal = refusal or error
+                continue
+            if not system or system in text:
+                return text
+        if refusal is None:
+            refusal = TemplateError("it leaves the system turn out.")
+        raise ModelError(
+            f"The chat template of {self.name} refuses this conversation: {refusal}"
+        ) from refusal
 
-    def _apply_template(self, messages: Sequence[Message]) -> str:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+    def _apply_template(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        return self._apply_to_turns(template_turns(messages), template_tools(tools), True)
+
+    def _apply_to_turns(
+        self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], answer: bool
+    ) -> str:
+        offered: list[Any] | None = [*tools] or None
         text = self.hf.apply_chat_template(
             turns,
+            tools=offered,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=answer,
             enable_thinking=False,  # read by templates of reasoning models, unknown to the others
         )
         return str(text)
@@ -180,7 +225,20 @@ def _first_tokens(offsets: Sequence[tuple[int, int]], places: Sequence[int]) -> 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
     system, first, *rest = messages
-    return [Message(first.role, f"{system.content}\n\n{first.content}"), *rest]
+    return [replace(first, content=f"{system.content}\n\n{first.content}"), *rest]
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """Turns of one role that follow each other as one."""
+    joined: list[Message] = []
+    for message in messages:
+        last = joined[-1] if joined else None
+        plain = not message.tool_calls and message.role != "tool"
+        if last is not None and last.role == message.role and plain and not last.tool_calls:
+            joined[-1] = replace(last, content=f"{last.content}\n\n{message.content}")
+        else:
+            joined.append(message)
+    return joined
 
 
 def _render_plain(messages: Sequence[Message]) -> str:
