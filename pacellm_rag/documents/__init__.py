@@ -3,6 +3,7 @@
 Importing this loads no parser: those run in a child process.
 """
 
+from pacellm_rag.documents.grouping import LoosePage, documents_from_pages
 from pacellm_rag.documents.limits import DocumentLimits
 from pacellm_rag.documents.loading import (
     load_document,
@@ -16,7 +17,9 @@ __all__ = [
     "Document",
     "DocumentLimits",
     "DocumentWarning",
+    "LoosePage",
     "Page",
+    "documents_from_pages",
     "load_document",
     "load_document_bytes",
     "load_documents",
