@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DOCUMENTS := examples/documents/annual-report.pdf examples/documents/supplier-contract.pdf \
 	examples/documents/equipment-manual.pdf
 
-.PHONY: demo test lint types unit bench samples clean
+.PHONY: demo test lint types unit bench peers samples clean
 
 demo: $(VENV)/.user
 	$(BIN)/pacellm-rag models install
@@ -28,12 +28,17 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/pacellm-rag models install
+	$(BIN)/python tests/integrations/tool_model.py
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.dev
 	$(BIN)/pacellm-rag models install
 	$(BIN)/python benchmarks/read.py
 	$(BIN)/python benchmarks/answers.py
+
+# What others offer, for benchmarks/ask_many.py and benchmarks/integrations.py.
+peers: $(VENV)/.dev
+	$(PIP) --no-deps --target build/peers langchain-huggingface==1.2.3 llama-index-llms-huggingface==0.8.0
 
 samples: $(VENV)/.dev
 	$(BIN)/python examples/make_documents.py

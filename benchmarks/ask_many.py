@@ -16,6 +16,7 @@ Over 400 lines because all measurements share one run, one pair of models and on
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from pacellm_rag.messages import Message
 from pacellm_rag.models.attention import attend, attend_rows
 from pacellm_rag.models.kv_cache import cache_blocks
 from pacellm_rag.models.loading import load_model
@@ -294,41 +296,72 @@ def attention_of_askers(
 def against_frameworks(
     ours: PaceModel, plain: PaceModel, ids: list[int], rounds: int
 ) -> Iterator[Row]:
-    """Ten questions on the same documents, as each framework's own LLM answers them."""
-    tokenizer = ours.tokenizer.hf
-    documents = tokenizer.decode(ids)
-    asked = [tokenizer.decode(q) for q in questions(ours, QUESTIONS)]
-    prompts = [f"{documents}\n\n{question}" for question in asked]
-
-    def run_ours() -> None:
-        forget(ours)
-        for prompt in prompts:
-            ask(ours, tokenizer(prompt)["input_ids"])
-
-    def run_together() -> None:
-        forget(ours)
-        options = GenerationOptions(max_new_tokens=ANSWER)
-        streams = [ours.stream(tokenizer(p)["input_ids"], options) for p in prompts]
-        for stream in streams:
-            stream.start()
-        for stream in streams:
-            "".join(stream)
-
-    makers = (("HuggingFacePipeline", langchain_llm), ("HuggingFaceLLM", llama_index_llm))
-    for name, make in makers:
+    """Ten questions on the same documents: each framework's own class, and ours for it."""
+    tokenizer = ours.tokenizer
+    documents = tokenizer.hf.decode(ids)
+    asked = [tokenizer.hf.decode(question) for question in questions(ours, QUESTIONS)]
+    turns = [[Message("system", documents), Message("user", question)] for question in asked]
+    prompts = [tokenizer.render(messages) for messages in turns]
+    pairs = (
+        ("HuggingFacePipeline", langchain_llm, our_langchain_llm),
+        ("HuggingFaceLLM", llama_index_llm, our_llama_index_llm),
+    )
+    for name, make_theirs, make_ours in pairs:
         try:
-            answer = make(plain)
+            answer, (one_by_one, together) = make_theirs(plain), make_ours(ours)
         except ImportError as error:
             print(f"Without {name}: {error}", flush=True)
             continue
-        mine, theirs, together = [], [], []
+        mine, theirs, at_once = [], [], []
         for _ in range(rounds):
             theirs.append(seconds(partial(list, map(answer, prompts))))
-            mine.append(seconds(run_ours))
-            together.append(seconds(run_together))
+            for ask_all, times in ((one_by_one, mine), (together, at_once)):
+                forget(ours)
+                times.append(seconds(partial(ask_all, documents, asked)))
         what = f"{QUESTIONS} questions, against {name}"
         yield row(f"{what}, one by one", mine, theirs, "s", ">= 8 times")
-        yield row(f"{what}, asked together", together, theirs, "s", ">= 8 times")
+        yield row(f"{what}, asked together", at_once, theirs, "s", ">= 8 times")
+
+
+AskAll = Callable[[str, list[str]], object]
+
+
+def our_langchain_llm(ours: PaceModel) -> tuple[AskAll, AskAll]:
+    """Asks through ChatPaceLLM one by one, and in a batch."""
+    from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+
+    from langchain_pacellm import ChatPaceLLM
+
+    llm = ChatPaceLLM(engine=ours, max_tokens=ANSWER)
+
+    def conversations(documents: str, asked: list[str]) -> list[list[BaseMessage]]:
+        return [[SystemMessage(documents), HumanMessage(question)] for question in asked]
+
+    return (
+        lambda documents, asked: [llm.invoke(turns) for turns in conversations(documents, asked)],
+        lambda documents, asked: llm.batch(list(conversations(documents, asked))),
+    )
+
+
+def our_llama_index_llm(ours: PaceModel) -> tuple[AskAll, AskAll]:
+    """Asks through PaceLLM one by one, and in tasks."""
+    from llama_index.core.llms import ChatMessage
+
+    from llama_index.llms.pacellm import PaceLLM
+
+    llm = PaceLLM(engine=ours, max_tokens=ANSWER)
+
+    def conversations(documents: str, asked: list[str]) -> list[list[ChatMessage]]:
+        system = ChatMessage(role="system", content=documents)
+        return [[system, ChatMessage(role="user", content=question)] for question in asked]
+
+    async def all_at_once(documents: str, asked: list[str]) -> object:
+        return await asyncio.gather(*map(llm.achat, conversations(documents, asked)))
+
+    return (
+        lambda documents, asked: [llm.chat(turns) for turns in conversations(documents, asked)],
+        lambda documents, asked: asyncio.run(all_at_once(documents, asked)),
+    )
 
 
 def langchain_llm(plain: PaceModel) -> Callable[[str], str]:

@@ -146,6 +146,7 @@ class DocumentReader:
         progress: ProgressCallback | None = None,
         cancel: CancelSignal | None = None,
         timeout: float | None = None,
+        options: GenerationOptions | None = None,
     ) -> Receipt:
         """Reads all documents into the model, as far as that has not been done before.
 
@@ -153,6 +154,7 @@ class DocumentReader:
             progress: called before the first and after every window of tokens.
             cancel: looked at between windows.
             timeout: seconds after which it ends with an error.
+            options: of the answers that are to come: there must be room for them.
 
         Raises:
             ContextOverflowError: the documents do not fit the model's window; nothing was read.
@@ -162,7 +164,7 @@ class DocumentReader:
         """
         if self._reading is not None:
             return self._reading.receipt
-        self.plan().check()
+        self.plan(options=options).check()
         started = time.perf_counter()
         prefix, layout = self._prefix()
         state = self.model.prefill(
@@ -183,8 +185,9 @@ class DocumentReader:
         receipt = Receipt(
             len(self.documents), pages, len(prefix), seconds, empty, state.tokens_reused
         )
-        self._reading = _Reading(state, receipt)
-        return receipt
+        if self._reading is None:  # else somebody else has read them meanwhile
+            self._reading = _Reading(state, receipt)
+        return self._reading.receipt
 
     def close(self) -> None:
         """Lets the memory of the documents go, once others need it. Asking reads them again."""
@@ -239,7 +242,7 @@ class DocumentReader:
         if len(prompt.token_ids) + options.max_new_tokens > self.model.context_window:
             self.plan(question, history=history, options=options).check()  # says what is too much
         started = time.monotonic()
-        self.read(progress=progress, cancel=cancel, timeout=options.timeout)
+        self.read(progress=progress, cancel=cancel, timeout=options.timeout, options=options)
         if options.timeout is not None:  # what is left of it, were it next to nothing
             left = max(options.timeout - (time.monotonic() - started), 1e-3)
             options = replace(options, timeout=left)

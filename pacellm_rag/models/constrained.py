@@ -40,7 +40,7 @@ _JSON_OPTIONS: Any = {
 _LONGEST_CLOSING = 4096  # tokens that are looked ahead for an end
 _WATCHED = 512  # tokens left below which every token is looked at
 # What brings JSON to its end soonest, outside strings; a letter is allowed only within them.
-_CLOSERS = ("}", "]", "0", "1", '"', "true", "false", "null", "[", "{", ":", " ", ",")
+_CLOSERS = ("}", "]", ",", "0", "1", '"', "true", "false", "null", "[", "{", ":", " ")
 _LETTER, _QUOTE = "x", '"'
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,21 +11,40 @@ from pathlib import Path
 
 import pytest
 
-import pacellm_rag
-import pacellm_rag.documents
-import pacellm_rag.errors
 
 ROOT = Path(__file__).resolve().parents[2] / "integrations"
+# the package's public modules: those without torch, each with the names that it offers
 PUBLIC = {
-    "pacellm_rag": set(pacellm_rag.__all__),
-    "pacellm_rag.documents": set(pacellm_rag.documents.__all__),
-    "pacellm_rag.errors": set(pacellm_rag.errors.__all__),
+    name: set(importlib.import_module(name).__all__)
+    for name in (
+        "pacellm_rag",
+        "pacellm_rag.answer",
+        "pacellm_rag.chat",
+        "pacellm_rag.constraints",
+        "pacellm_rag.context.citations",
+        "pacellm_rag.context.lexical",
+        "pacellm_rag.context.markers",
+        "pacellm_rag.context.matching",
+        "pacellm_rag.context.packing",
+        "pacellm_rag.context.prompts",
+        "pacellm_rag.documents",
+        "pacellm_rag.errors",
+        "pacellm_rag.messages",
+        "pacellm_rag.protocols",
+        "pacellm_rag.reader",
+    )
 }
 # distribution -> its own package, third-party packages it may import
 FRAMEWORKS = {
-    "langchain-pacellm": ("langchain_pacellm", {"langchain_core"}),
-    "llama-index-llms-pacellm": ("llama_index.llms.pacellm", {"llama_index.core", "fsspec"}),
-}
+    "langchain-pacellm": ("langchain_pacellm", {"langchain_core", "pydantic", "typing_extensions"}),
+    "llama-index-llms-pacellm": (
+        "llama_index.llms.pacellm",
+        {
+            "llama_index.core", "llama_index_instrumentation", "fsspec", "pydantic", "pytest",
+            "typing_extensions",
+        },
+    ),
+}  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -50,7 +70,8 @@ def test_an_integration_imports_public_names_and_its_own_framework(path: Path) -
     for module, names in imports_of(path):
         if lies_in(module, "pacellm_rag"):
             assert module in PUBLIC, f"{path.name} must not import {module}"
-            assert set(names) <= PUBLIC[module], f"{path.name} imports private names of {module}"
+            modules = {name for name in names if f"{module}.{name}" in PUBLIC}
+            assert set(names) <= PUBLIC[module] | modules, f"{path.name}: private in {module}"
         elif module.partition(".")[0] not in sys.stdlib_module_names:
             allowed = [own, *frameworks]
             assert any(lies_in(module, package) for package in allowed), (

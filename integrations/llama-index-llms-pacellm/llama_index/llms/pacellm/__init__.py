@@ -21,6 +21,17 @@ except ModuleNotFoundError as error:
         name="llama_index.core",
     ) from error
 
+from llama_index.llms.pacellm.base import PaceLLM
+from llama_index.llms.pacellm.chat_engine import WholeDocumentChatEngine
+from llama_index.llms.pacellm.chat_response import DocumentChatResponse
+from llama_index.llms.pacellm.query_engine import WholeDocumentQueryEngine
 from llama_index.llms.pacellm.reader import PaceReader, page_nodes
 
-__all__ = ["PaceReader", "page_nodes"]
+__all__ = [
+    "DocumentChatResponse",
+    "PaceLLM",
+    "PaceReader",
+    "WholeDocumentChatEngine",
+    "WholeDocumentQueryEngine",
+    "page_nodes",
+]
