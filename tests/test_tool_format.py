@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -63,7 +64,7 @@ def test_what_is_written_is_read_however_it_is_cut(
         calls = calls[:1]
     whole = before + form.write(calls)
     places = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
-    pieces = [whole[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [whole[a:b] for a, b in itertools.pairwise(places)]
     text, found, cut_off = parted(form, pieces)
     assert text == before
     assert [(name, json.loads(arguments)) for name, arguments, _ in found] == [

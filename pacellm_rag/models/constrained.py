@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import torch
 
 from pacellm_rag.constraints import Constraint, JsonConstraint, ToolConstraint
 from pacellm_rag.errors import ConfigurationError, MissingDependencyError, ModelError
+from pacellm_rag.models.shortest_json import ShortestJson
 from pacellm_rag.models.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -37,11 +38,10 @@ _JSON_OPTIONS: Any = {
     "key_separator": ": ",
     "lenient": True,  # what is not enforced is logged
 }
-_LONGEST_CLOSING = 4096  # tokens that are looked ahead for an end
-_WATCHED = 512  # tokens left below which every token is looked at
-# What brings JSON to its end soonest, outside strings; a letter is allowed only within them.
-_CLOSERS = ("}", "]", ",", "0", "1", '"', "true", "false", "null", "[", "{", ":", " ")
-_LETTER, _QUOTE = "x", '"'
+_LONGEST_WAY = 4096  # tokens that are looked ahead for an end
+_LONGEST_VALUE = 256  # characters of short values whose ends are tried as well
+_ONLY_WITHIN = "xzAb@_/"  # signs that JSON has only within strings
+_OTHERS = "10[{: "  # and some that lead on elsewhere
 
 
 class ConstraintCompiler:
@@ -57,7 +57,7 @@ class ConstraintCompiler:
         self.stop_ids = stop_ids
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
-        self._grammars: dict[str, LLMatcher] = {}
+        self._grammars: dict[str, tuple[LLMatcher, _Endings]] = {}
 
     def compile(self, constraint: Constraint, tokens: int) -> TokenConstraint:
         """Makes the enforcer of one answer.
@@ -75,14 +75,21 @@ class ConstraintCompiler:
         with self._lock:
             compiled = self._grammars.get(grammar)
             if compiled is None:
-                compiled = self._compiled(vocabulary, grammar)
+                matcher = self._compiled(vocabulary, grammar)
+                compiled = matcher, self._endings(vocabulary, constraint)
                 while len(self._grammars) >= 64:
                     self._grammars.pop(next(iter(self._grammars)))
                 self._grammars[grammar] = compiled
-            matcher = compiled.deep_copy()
-        enforced = TokenConstraint(matcher, self._closers(vocabulary), self.stop_ids)
-        needed = enforced.tokens_to_end()
-        if needed is not None and needed > tokens:
+            matcher, endings = compiled
+            matcher = matcher.deep_copy()
+        enforced = TokenConstraint(matcher, endings, self.stop_ids)
+        needed = enforced.tokens_to_end
+        if needed is None:
+            raise ConfigurationError(
+                "No answer of this form was found that ends. Does the schema refer to itself "
+                "without an end, or have a pattern that nothing matches?"
+            )
+        if needed > tokens:
             raise ConfigurationError(
                 f"An answer of this form takes at least {needed} tokens; max_new_tokens is "
                 f"{tokens}. Raise it, or ask for less."
@@ -100,7 +107,8 @@ class ConstraintCompiler:
                         name="llguidance",
                     ) from error
                 fast: Any = self.tokenizer.hf
-                self._vocabulary = from_tokenizer(fast, eos_token=sorted(self.stop_ids))
+                known = sorted(i for i in self.stop_ids if i < len(fast))
+                self._vocabulary = from_tokenizer(fast, eos_token=known)
             return self._vocabulary
 
     def _compiled(self, vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
@@ -152,15 +160,22 @@ class ConstraintCompiler:
             begins = (
                 [f"begin: TEXT {mark}"] if mark.startswith("<[") else [f"begin[lazy]: TEXT {mark}"]
             )
-            start = [f"start: TEXT | begin {rest} {tail}", r"TEXT: /(.|\n)*/", *begins]
+            text = r"TEXT: /(.|\n)*/"
+            if mark.startswith("<["):  # nor may it be spelled
+                text += rf" & ~(/(.|\n)*/ {json.dumps(self._mark_text(form.before))} /(.|\n)*/)"
+            start = [f"start: TEXT | begin {rest} {tail}", text, *begins]
         return "\n".join(["%llguidance {}", *start, *rules]) + "\n"
 
     def _mark(self, before: str) -> tuple[str, str]:
         """What begins a call, and the rest of what stands before its name, as grammar."""
-        found = re.match(r"<[^>\s]+>|\[[^\]\s]+\]", before)
-        mark = found.group() if found else before
+        mark = self._mark_text(before)
         rest = before[len(mark) :]
         return self._terminal(mark), self._terminal(rest) if rest else ""
+
+    @staticmethod
+    def _mark_text(before: str) -> str:
+        found = re.match(r"<[^>\s]+>|\[[^\]\s]+\]", before)
+        return found.group() if found else before
 
     def _terminal(self, text: str) -> str:
         """A fixed text as grammar; tokens that were added to the vocabulary go by their number."""
@@ -180,27 +195,67 @@ class ConstraintCompiler:
             parts.append(json.dumps(text[at:]))
         return " ".join(parts)
 
-    def _closers(self, vocabulary: LLTokenizer) -> _Closers:
-        def ids(*texts: str) -> list[int]:
+    def _endings(self, vocabulary: LLTokenizer, constraint: Constraint) -> _Endings:
+        """What may bring answers of this form to their end."""
+        if isinstance(constraint, JsonConstraint):
+            schemas = [constraint.schema]
+        else:
+            otherwise = [constraint.otherwise.schema] if constraint.otherwise else []
+            schemas = [*otherwise, *(tool.parameters for tool in constraint.tools)]
+        values: set[str] = set()
+        for schema in schemas:
+            short = ShortestJson(_plain(schema))
+            short.text()
+            values |= short.values
+
+        def ids(texts: Iterable[str]) -> list[int]:
             tokens = (vocabulary.tokenize_str(text) for text in texts)
             return [found[0] for found in tokens if len(found) == 1]
 
-        return _Closers(ids(*_CLOSERS), ids(_LETTER), ids(_QUOTE))
+        def tokens(texts: Iterable[str]) -> list[list[int]]:
+            return [vocabulary.tokenize_str(text) for text in sorted(texts, key=len) if text]
+
+        short_values = [value for value in values if len(value) <= _LONGEST_VALUE]
+        rests = {rest for value in short_values for rest in _rests(value)}
+        return _Endings(
+            ids("}]"),
+            ids('"'),
+            ids(","),
+            ids(_ONLY_WITHIN),
+            ids(_OTHERS),
+            tokens(values),
+            tokens(rests),
+        )
+
+
+def _rests(value: str) -> Iterable[str]:
+    """What is left of a short value when some of it has been written."""
+    if value[0] in "{[":
+        return [value[found.end() :] for found in re.finditer('[{,] ?"|[{[]', value)]
+    return [value[at:] for at in range(1, len(value))]
 
 
 @dataclass(frozen=True)
-class _Closers:
+class _Endings:
     """Tokens that bring JSON to its end.
 
     Attributes:
-        outside: outside strings, the best first.
-        letter: one that may come only within strings.
-        quote: the one that ends a string.
+        brackets: those that close objects and arrays.
+        quote: the one that begins and ends strings.
+        comma: the one that goes on behind a value.
+        within: some that may come only within strings.
+        others: some that lead on where nothing else is known.
+        values: short values, the shortest first.
+        rests: ends of these, the shortest first.
     """
 
-    outside: list[int]
-    letter: list[int]
+    brackets: list[int]
     quote: list[int]
+    comma: list[int]
+    within: list[int]
+    others: list[int]
+    values: list[list[int]]
+    rests: list[list[int]]
 
 
 def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,21 +270,33 @@ def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
 class TokenConstraint:
     """Keeps one answer to its form; made by `ConstraintCompiler`.
 
+    A way to the end is known at any time, and a token is taken only if there is one behind it as
+    well that is short enough; else the known way is gone.
+
     Args:
         matcher: where the answer stands in the grammar.
-        closers: tokens that bring it to its end.
+        endings: what may bring it to its end.
         stop_ids: tokens that end it.
     """
 
-    def __init__(self, matcher: LLMatcher, closers: _Closers, stop_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: LLMatcher, endings: _Endings, stop_ids: frozenset[int]) -> None:
         self._matcher = matcher
-        self._closers = closers
+        self._endings = endings
         self._stop_ids = stop_ids
+        self._way = self._find_way(matcher, _LONGEST_WAY)
+        for value in endings.values:
+            if (self._way is None or len(value) < len(self._way)) and self._ends(matcher, value):
+                self._way = value
 
     @property
     def complete(self) -> bool:
         """Whether nothing can follow."""
         return bool(self._matcher.is_stopped())
+
+    @property
+    def tokens_to_end(self) -> int | None:
+        """How many tokens the way to the end has; None where none is known."""
+        return None if self._way is None else len(self._way)
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits of shape (1, vocabulary) with those of tokens that must not come at -inf."""
@@ -251,55 +318,57 @@ class TokenConstraint:
         """
         if token in self._stop_ids:
             return token
-        if left > _WATCHED:
-            self._consume(token)
-            return token
-        ahead = self._matcher.deep_copy()
-        if not ahead.consume_token(token):
-            raise ModelError(f"The form of the answer can not be enforced: {ahead.get_error()}")
-        need = self._closing_length(ahead, left)
-        if need is None or need >= left:  # beside `token` itself, `left - 1` tokens are left
-            closing = self._closing_token(self._matcher)
-            if closing is not None and self.tokens_to_end(left) is not None:
-                token = closing
-        if token not in self._stop_ids:
-            self._consume(token)
+        known = self._way
+        if known and known[0] == token:
+            self._way = known[1:]
+        else:
+            ahead = self._matcher.deep_copy()
+            self._consume(ahead, token)
+            fits = known is not None and len(known) < left and self._ends(ahead, known)
+            way = known if fits else self._find_way(ahead, min(left - 1, _LONGEST_WAY))
+            if way is None and known is not None:
+                if not known:
+                    return min(self._stop_ids)
+                token, *way = known
+            self._way = way
+        self._consume(self._matcher, token)
         return token
 
-    def _consume(self, token: int) -> None:
-        if not self._matcher.consume_token(token):
-            raise ModelError(
-                f"The form of the answer can not be enforced: {self._matcher.get_error()}"
-            )
+    @staticmethod
+    def _consume(matcher: LLMatcher, token: int) -> None:
+        if not matcher.consume_token(token):
+            raise ModelError(f"The form of the answer can not be enforced: {matcher.get_error()}")
 
-    def tokens_to_end(self, most: int = _LONGEST_CLOSING) -> int | None:
-        """How many tokens the shortest end known takes; None where none is found in `most`."""
-        return self._closing_length(self._matcher, most)
+    def _ends(self, matcher: LLMatcher, way: list[int]) -> bool:
+        """Whether these tokens lead to an end."""
+        if matcher.is_stopped():
+            return not way
+        stop = min(self._stop_ids)
+        return bool(matcher.validate_tokens([*way, stop]) == len(way) + 1)
 
-    def _closing_length(self, matcher: LLMatcher, most: int) -> int | None:
-        ahead = matcher.deep_copy()
-        for count in range(most + 1):
-            if ahead.is_accepting() or ahead.is_stopped():
-                return count
-            token = self._closing_token(ahead)
-            if token is None or not ahead.consume_token(token):
+    def _find_way(self, matcher: LLMatcher, most: int) -> list[int] | None:
+        """Tokens that lead to an end; None where none are found among the first `most`."""
+        ahead, way = matcher.deep_copy(), list[int]()
+        while not (ahead.is_accepting() or ahead.is_stopped()):
+            step = ahead.compute_ff_tokens() or self._step(ahead)
+            if not step or len(way) + len(step) > most or not ahead.consume_tokens(step):
                 return None
-        return None
+            way += step
+        return way
 
-    def _closing_token(self, matcher: LLMatcher) -> int | None:
-        """The next token on the way to the end; a stop token at the end."""
-        if matcher.is_accepting() or matcher.is_stopped():
-            return min(self._stop_ids)
-        forced = matcher.compute_ff_tokens()
-        if forced:
-            return int(forced[0])
-        allowed = self._allowed(matcher, None)
-        within = any(allowed[token] for token in self._closers.letter)
-        for token in [*(self._closers.quote if within else ()), *self._closers.outside]:
+    def _step(self, matcher: LLMatcher) -> list[int]:
+        """The next tokens on the way to an end; [] where nothing may come."""
+        allowed, ends = self._allowed(matcher, None), self._endings
+        within = [token for token in ends.within if allowed[token]]
+        for token in ends.quote if within else [*ends.brackets, *ends.quote, *ends.comma]:
             if allowed[token]:
-                return int(token)
-        found = np.flatnonzero(allowed)
-        return int(found[0]) if len(found) else None
+                return [token]
+        known: list[list[int]] = [*(() if within else ends.values), *ends.rests]
+        for tokens in known:
+            if allowed[tokens[0]] and matcher.validate_tokens(tokens) == len(tokens):
+                return tokens
+        likely = [*within, *(token for token in ends.others if allowed[token])]
+        return likely[:1] or [int(token) for token in np.flatnonzero(allowed)[:1]]
 
     @staticmethod
     def _allowed(matcher: LLMatcher, size: int | None) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -7,6 +7,7 @@ which the tokenizer would add again. Knows nothing of documents.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -133,21 +134,22 @@ class ChatTokenizer:
         Told by rendering the turns with marks for contents: what lies between is the template's.
         """
         said = [message for message in messages if message.content.strip()]
-        marks = {id(message): f"\x02{index}\x03" for index, message in enumerate(said)}
+        marks = {id(message): f"\ue000{index}\ue001" for index, message in enumerate(said)}
         outline = self.render(
             [replace(m, content=marks.get(id(m), m.content)) for m in messages],  # blank ones stay
             tools,
         )
         if any(outline.count(mark) != 1 for mark in marks.values()):
             return []
-        header, *between = re.split("\x02\\d+\x03", outline)
+        header, *between = re.split("\ue000\\d+\ue001", outline)
         if not text.startswith(header):
             return []
         places, at = [], len(header)
         for message, behind in zip(said, between, strict=True):
             own = message.content
             trims = (own, own.rstrip(), own.lstrip(), own.strip())
-            found = next((c for c in trims if text.startswith(c + behind, at)), None)
+            quoted = (json.dumps(c, ensure_ascii=False)[1:-1] for c in trims)  # tools' results
+            found = next((c for c in (*trims, *quoted) if text.startswith(c + behind, at)), None)
             if found is None:
                 return []
             places.append(at + len(found) - len(found.lstrip()))

@@ -109,6 +109,17 @@ def find_tool_format(render: Render) -> ToolFormat | None:
     if around is None:
         return None
     before, middle, after = around
+    result = {"role": "tool", "content": _CONTENT, "tool_call_id": _IDS[0], "name": _NAME}
+    try:
+        answered = render(
+            [question, {"role": "assistant", "content": "", "tool_calls": [first]}, result],
+            tools,
+            True,
+        )
+    except Exception:
+        return None
+    if _CONTENT not in answered:
+        return None
     both = rendered({"content": "", "tool_calls": [first, second]})
     between = None
     if both is not None:
@@ -132,9 +143,10 @@ def _around(text: str, header: str, footer: str) -> tuple[str, str, str] | None:
     before = text[start:at].lstrip()
     rest = text[at + len(found.group()) :]
     after = rest.removesuffix(footer) if footer and rest.endswith(footer) else rest
-    if not before:
-        return None
-    return before, found.group(1), _without_ids(after).rstrip()
+    middle = found.group(1)
+    if not before or not middle or any(call_id in before + middle for call_id in _IDS):
+        return None  # it could not be told where a call or its arguments begin
+    return before, middle, _without_ids(after).rstrip()
 
 
 def _written(arguments: Mapping[str, str]) -> str:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import gc
-import pickle
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.exceptions import ContextOverflowError, ModelError, ModelTimeoutError
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -24,11 +19,10 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.tracers._streaming import _StreamingCallbackHandler
-from pydantic import ValidationError
 
 import pacellm_rag.errors
 from langchain_pacellm import ChatPaceLLM
-from pacellm_rag import EngineLimits, PaceConfig, release_shared_models
+from pacellm_rag import PaceConfig
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.testing import ScriptedModel
@@ -52,17 +46,6 @@ ADD = {
 @pytest.fixture(params=[None, ACTING], ids=["plain", "bank"])
 def model(tiny: Tiny, request: pytest.FixtureRequest) -> PaceModel:
     return tiny("llama", pace=request.param)
-
-
-class Forwards:
-    """Counts a model's forward passes."""
-
-    def __init__(self, model: PaceModel) -> None:
-        self.count = 0
-        model.module.base_model.register_forward_pre_hook(self._more)
-
-    def _more(self, *_: Any) -> None:
-        self.count += 1
 
 
 def essence(message: BaseMessage) -> dict[str, Any]:
@@ -295,260 +278,6 @@ def test_stop_strings_of_both_places_end_an_answer(tiny: Tiny) -> None:
         assert invoked.response_metadata["finish_reason"] == reason
 
 
-def test_a_call_overrides_the_models_settings(tiny: Tiny) -> None:
-    chat = ChatPaceLLM(engine=tiny("llama"), max_tokens=30, temperature=2.0, seed=1)
-    usage = chat.invoke("Hello", max_tokens=2).usage_metadata
-    assert usage is not None
-    assert usage["output_tokens"] == 2
-    greedy = ChatPaceLLM(engine=chat.engine, max_tokens=30).invoke("Hello").text
-    assert chat.invoke("Hello", temperature=0.0).text == greedy
-    assert chat.invoke("Hello").text == chat.invoke("Hello", temperature=2.0, seed=None).text
-    assert chat.invoke("Hello", seed=2).text != chat.invoke("Hello").text
-    assert chat.invoke("Hello", top_k=1).text == greedy
-    assert chat.invoke("Hello", top_p=1e-9).text == greedy
-    with pytest.raises(ModelTimeoutError):
-        chat.invoke("Hello", timeout=1e-6)
-
-
-def test_a_setting_that_there_is_not_is_refused_and_not_lost() -> None:
-    chat = ChatPaceLLM(engine=ScriptedModel())
-    with pytest.raises(ModelError, match=r"no setting named max_new_tokens; it takes model, stop"):
-        chat.invoke("Hello", max_new_tokens=3)
-    with pytest.raises(ModelError, match="temperature is -1"):
-        chat.invoke("Hello", temperature=-1)
-    with pytest.raises(ValidationError, match="max_new_tokens is 0"):
-        ChatPaceLLM(engine=ScriptedModel(), max_tokens=0)
-    with pytest.warns(UserWarning, match="no argument named max_token"):
-        ChatPaceLLM(engine=ScriptedModel(), max_token=3)
-
-
-def test_an_abandoned_stream_costs_no_more_than_what_runs_ahead(model: PaceModel) -> None:
-    count = Forwards(model)
-    stream = ChatPaceLLM(engine=model, max_tokens=300).stream("Hello")
-    next(stream)
-    stream.close()
-    time.sleep(0.3)
-    before = count.count
-    time.sleep(0.3)
-    assert before == count.count < 12
-
-
-async def test_cancelling_the_task_stops_the_model(model: PaceModel) -> None:
-    count = Forwards(model)
-    task = asyncio.create_task(ChatPaceLLM(engine=model, max_tokens=2000).ainvoke("Hello"))
-    while count.count < 3:
-        await asyncio.sleep(0.001)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    at = count.count
-    await asyncio.sleep(0.3)
-    assert count.count <= at + 2
-
-
-async def test_leaving_an_async_stream_stops_the_model(model: PaceModel) -> None:
-    count = Forwards(model)
-    async for _ in ChatPaceLLM(engine=model, max_tokens=2000).astream("Hello"):
-        break
-    gc.collect()
-    await asyncio.sleep(0.2)
-    at = count.count
-    await asyncio.sleep(0.2)
-    assert at == count.count < 20
-
-
-async def test_a_failure_in_mid_stream_arrives_at_once(tiny: Tiny) -> None:
-    model = tiny("llama")
-    count = Forwards(model)
-
-    def fail(*_: Any) -> None:
-        if count.count > 20:
-            raise RuntimeError("The card has fallen out.")
-
-    model.module.base_model.layers[1].register_forward_pre_hook(fail)
-    chat = ChatPaceLLM(engine=model, max_tokens=200)
-    got = []
-    started = time.monotonic()
-    with pytest.raises(RuntimeError, match="fallen out"):  # noqa: PT012
-        for chunk in chat.stream("Hello"):
-            got.append(chunk)
-    assert got
-    for ask in (chat.ainvoke("Hello"), gathered(chat, "Hello")):
-        with pytest.raises(RuntimeError, match="fallen out"):
-            await ask
-    assert time.monotonic() - started < 2
-
-
-async def test_the_event_loop_stays_free(tiny: Tiny) -> None:
-    """As free as with the whole work in a thread, on a machine that may be busy otherwise."""
-    beats: list[float] = []
-
-    async def tick() -> None:
-        while True:
-            await asyncio.sleep(0.005)
-            beats.append(time.monotonic())
-
-    async def rate(answering: Awaitable[Any]) -> float:
-        beats.clear()
-        started = time.monotonic()
-        await answering
-        seconds = time.monotonic() - started
-        assert seconds > 0.1
-        return len(beats) / seconds
-
-    ticker = asyncio.create_task(tick())
-    question = "A long question, is it not? " * 60
-    chats = [ChatPaceLLM(engine=tiny("llama"), max_tokens=150) for _ in range(2)]
-    in_thread = await rate(asyncio.to_thread(chats[0].invoke, question))
-    native = await rate(chats[1].ainvoke(question))
-    ticker.cancel()
-    assert native >= in_thread / 2
-
-
-def test_what_does_not_fit_is_an_overflow_to_langchain_and_to_us(tiny: Tiny) -> None:
-    chat = ChatPaceLLM(engine=tiny("llama"), max_tokens=100)
-    with pytest.raises(ContextOverflowError, match="takes 4,096") as caught:
-        chat.invoke("x" * 4000)
-    assert isinstance(caught.value, pacellm_rag.errors.ContextOverflowError)
-    assert caught.value.available_tokens == 4096
-    assert not isinstance(caught.value, (ValueError, TypeError))
-    assert type(caught.value.__cause__) is pacellm_rag.errors.ContextOverflowError
-
-
-async def test_a_full_queue_is_waited_for_and_then_told(tiny: Tiny) -> None:
-    model = tiny("llama", limits=EngineLimits(max_running=1, max_queue=0))
-    busy = ChatPaceLLM(engine=model, max_tokens=3000).stream("Hello")
-    next(busy)
-    impatient = ChatPaceLLM(engine=model, max_tokens=2, max_retries=0)
-    with pytest.raises(pacellm_rag.errors.QueueFullError) as caught:
-        impatient.invoke("Hello")
-    assert isinstance(caught.value, ModelError)
-    assert caught.value.is_retryable
-    waiting = asyncio.create_task(
-        ChatPaceLLM(engine=model, max_tokens=2, max_retries=3).ainvoke("Hello")
-    )
-    await asyncio.sleep(0.1)
-    busy.close()
-    assert (await waiting).usage_metadata["output_tokens"] == 2
-
-
-def test_no_messages_are_refused() -> None:
-    with pytest.raises(ModelError, match="no messages"):
-        ChatPaceLLM(engine=ScriptedModel()).invoke([])
-
-
-@pytest.fixture
-def folder(tiny: Tiny, folder_of: Callable[[PaceModel], Any]) -> Iterator[str]:
-    yield str(folder_of(tiny("llama")))
-    release_shared_models()
-
-
-def test_equal_settings_share_one_engine_and_building_loads_no_weights(folder: str) -> None:
-    settings: dict[str, Any] = {"model": folder, "store_bytes": 0, "dtype": "float32"}
-    one, two = ChatPaceLLM(**settings), ChatPaceLLM(**settings, temperature=1.0)
-    assert one.profile is not None
-    assert one.profile["max_input_tokens"] == 4096 - 256
-    assert one.prompt_tokenizer is two.prompt_tokenizer
-    assert one.text_model is two.text_model
-    assert ChatPaceLLM(**settings, window=64).text_model is not one.text_model
-    pace = {"layers": [0, 2], "slots": 16, "window": 20}
-    banked = ChatPaceLLM(**settings, pace=pace).text_model
-    assert banked.pace is not None
-    config = PaceConfig(layers=(0, 2), slots=16, window=20)
-    assert ChatPaceLLM(**settings, pace=config).text_model is banked
-
-
-def test_a_call_can_ask_another_model(folder: str, tiny: Tiny) -> None:
-    chat = ChatPaceLLM(engine=tiny("qwen2"), max_tokens=8, store_bytes=0, dtype="float32")
-    other = ChatPaceLLM(model=folder, max_tokens=8, store_bytes=0, dtype="float32")
-    answer = chat.invoke("Hello", model=folder)
-    assert answer.text == other.invoke("Hello").text != chat.invoke("Hello").text
-    assert answer.response_metadata["model_name"] == folder
-    assert chat.invoke("Hello", model="tiny-qwen2").text == chat.invoke("Hello").text
-    with pytest.raises(pacellm_rag.errors.ModelError, match="no model at"):
-        chat.invoke("Hello", model="/there/is/no such model")
-
-
-def test_a_model_by_name_can_be_pickled_and_a_loaded_one_says_why_not(
-    folder: str, tiny: Tiny
-) -> None:
-    chat = ChatPaceLLM(model=folder, max_tokens=4, store_bytes=0, dtype="float32")
-    again = pickle.loads(pickle.dumps(chat))
-    assert again.invoke("Hello").text == chat.invoke("Hello").text
-    assert again.text_model is chat.text_model
-    loaded = ChatPaceLLM(engine=tiny("llama"), stop=["a"])
-    with pytest.raises(pacellm_rag.errors.ConfigurationError, match="Name the model"):
-        pickle.dumps(loaded)
-    for copied in (copy.copy(loaded), copy.deepcopy(loaded)):
-        assert copied.engine is loaded.engine
-    assert copy.deepcopy(loaded).stop is not loaded.stop
-
-
-def test_a_loaded_model_is_neither_shown_nor_serialised() -> None:
-    chat = ChatPaceLLM(engine=ScriptedModel())
-    assert not chat.is_lc_serializable()
-    assert "engine" not in repr(chat)
-    assert "engine" not in chat.model_dump()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"temperature": 0.5},
-        {"max_tokens": 9},
-        {"top_p": 0.5},
-        {"top_k": 3},
-        {"seed": 3},
-        {"stop": ["x"]},
-        {"pace": None},
-        {"pace": "on"},
-        {"pace": PaceConfig(slots=7)},
-        {"dtype": "bfloat16"},
-        {"context_window": 2048},
-        {"window": 99},
-        {"kv_cache": "fp8"},
-        {"model": "another/model"},
-        {"model_arguments": {"revision": "abc"}},
-        {"engine": ScriptedModel()},
-    ],
-    ids=str,
-)
-def test_a_setting_that_changes_answers_changes_the_cache_key(change: dict[str, Any]) -> None:
-    plain: dict[str, Any] = {"model": "some/model", "profile": {}}
-    key = ChatPaceLLM(**plain)._get_llm_string()
-    assert key == ChatPaceLLM(**plain)._get_llm_string()
-    assert key != ChatPaceLLM(**{**plain, **change})._get_llm_string()
-
-
-def test_langchains_cache_tells_loaded_models_apart_and_calls_too() -> None:
-    one, two = ScriptedModel(["one"]), ScriptedModel(["two"])
-    cache = InMemoryCache()
-    first = ChatPaceLLM(engine=one, cache=cache)
-    assert first.invoke("Hello").text == "one"
-    assert ChatPaceLLM(engine=two, cache=cache).invoke("Hello").text == "two"
-    assert ChatPaceLLM(engine=one, cache=cache).invoke("Hello").text == "one"
-    assert len(one.prompts) == 1
-    first.invoke("Hello", stop=["x"])
-    first.invoke("Hello", max_tokens=9)
-    assert len(one.prompts) == 3
-
-
-def test_traces_are_told_what_is_used() -> None:
-    chat = ChatPaceLLM(engine=ScriptedModel(), stop=["a"], temperature=0.5, max_tokens=9)
-    told = chat._get_ls_params(stop=["b"])
-    assert told == {
-        "ls_provider": "pacellm",
-        "ls_model_name": "scripted",
-        "ls_model_type": "chat",
-        "ls_temperature": 0.5,
-        "ls_max_tokens": 9,
-        "ls_stop": ["a", "b"],
-    }
-    assert chat._get_ls_params(model="other")["ls_model_name"] == "other"
-    assert chat.metadata is not None
-    assert "langchain-pacellm" in chat.metadata["lc_versions"]
-
-
 class Pieces(BaseCallbackHandler):
     def __init__(self) -> None:
         self.pieces: list[str] = []
@@ -580,10 +309,3 @@ async def test_a_handler_that_streams_changes_no_answer_and_hears_each_piece_onc
         assert "".join(handler.pieces) == plain.text
         assert len(handler.pieces) > 1
         assert quiet.pieces == []
-
-
-def test_the_profile_leaves_room_for_the_answer() -> None:
-    chat = ChatPaceLLM(engine=ScriptedModel(context_window=1000), max_tokens=100)
-    assert chat.profile is not None
-    assert chat.profile["max_input_tokens"] == 900
-    assert chat.profile["structured_output"] is True

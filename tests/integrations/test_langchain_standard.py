@@ -151,10 +151,14 @@ class TestDefaultModelIntegration(OfChatPaceLLM, ChatModelIntegrationTests):
     def has_structured_output(self) -> bool:
         return True
 
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def _told(cls, real_cache_folder: str | None) -> Iterator[None]:
-        cls.params = {"max_tokens": 16, "store_bytes": 0}
+        cls.params = {"max_tokens": 20, "store_bytes": 0}
         threads = torch.get_num_threads()
         with pytest.MonkeyPatch.context() as patch:
             if real_cache_folder is None:

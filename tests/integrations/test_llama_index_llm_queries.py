@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ class Watched(PaceLLM):
         self._asked.append(prompt)
         self._usages.append(response.raw["usage"])  # type: ignore[index]
         return response
+
+
+@pytest.fixture(autouse=True)
+def _loop_that_is_closed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """LlamaIndex' sync methods take the thread's event loop, make one, and leave it open."""
+    if inspect.iscoroutinefunction(request.function):
+        yield
+        return
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture(scope="session")

@@ -80,8 +80,8 @@ async def test_a_form_that_is_refused_or_cancelled_harms_nobody_else(tiny: Tiny)
     other = model.stream(PROMPT, options("a tree"))
     doomed = model.stream(PROMPT, options("a long text", 200), cancel=cancel)
     pieces = [await anext(other), await anext(doomed)]
+    bad = JsonConstraint({"type": "nonsense"})
     with pytest.raises(ConfigurationError, match="nonsense"):
-        bad = JsonConstraint({"type": "nonsense"})
         model.stream(PROMPT, GenerationOptions(constraint=bad))
     cancel.set()
     with pytest.raises(CancelledError):

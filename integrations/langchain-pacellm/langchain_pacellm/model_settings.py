@@ -161,9 +161,7 @@ class PaceSettings(BaseModel):
 
     def _named(self, name: Any) -> Self:
         """This chat model, or one with the same settings for the model that a call names."""
-        if name is None or name == self.model:
-            return self
-        if self.engine is not None and name == self.engine.name:
+        if name is None or name == (self.model if self.engine is None else self.engine.name):
             return self
         if not isinstance(name, str):
             raise ConfigurationError(f"model is {name!r}; it must be a name or path.")
