@@ -298,8 +298,8 @@ def against_frameworks(
 ) -> Iterator[Row]:
     """Ten questions on the same documents: each framework's own class, and ours for it."""
     tokenizer = ours.tokenizer
-    documents = tokenizer.hf.decode(ids)
-    asked = [tokenizer.hf.decode(question) for question in questions(ours, QUESTIONS)]
+    documents = str(tokenizer.hf.decode(ids))
+    asked = [str(tokenizer.hf.decode(question)) for question in questions(ours, QUESTIONS)]
     turns = [[Message("system", documents), Message("user", question)] for question in asked]
     prompts = [tokenizer.render(messages) for messages in turns]
     pairs = (
@@ -312,7 +312,9 @@ def against_frameworks(
         except ImportError as error:
             print(f"Without {name}: {error}", flush=True)
             continue
-        mine, theirs, at_once = [], [], []
+        mine: list[float] = []
+        theirs: list[float] = []
+        at_once: list[float] = []
         for _ in range(rounds):
             theirs.append(seconds(partial(list, map(answer, prompts))))
             for ask_all, times in ((one_by_one, mine), (together, at_once)):

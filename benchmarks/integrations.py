@@ -372,7 +372,7 @@ CHECKS: dict[str, Callable[[Contender], None]] = {
 
 
 def outcome(check: Callable[[Contender], None], one: Contender) -> str:
-    """ "" where a check passes, else what went wrong; never waits longer than `LIMIT`."""
+    """What went wrong with a check, or ""; never waits longer than `LIMIT`."""
     result = [f"not over after {LIMIT:.0f} s"]
 
     def run() -> None:
@@ -400,9 +400,8 @@ def save_tiny_model(folder: Path) -> None:
     model = tiny_model("llama")
     template = byte_tokenizer().chat_template
     tokenizer = byte_tokenizer("{{ bos_token }}" + str(template))
-    tokenizer._tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
+    backend: Any = tokenizer._tokenizer
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     model.module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

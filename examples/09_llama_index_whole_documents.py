@@ -25,7 +25,7 @@ def main() -> None:
         for source in response.source_nodes:
             page = source.node.metadata
             print(f"  {page['title']}, p. {page['page_label']} (score {source.score:.2f})")
-        print(response.metadata["usage"])
+        print((response.metadata or {})["usage"])
 
 
 if __name__ == "__main__":

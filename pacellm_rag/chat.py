@@ -31,6 +31,7 @@ __all__ = ["ChatDelta", "ChatFinishReason", "ChatStream", "InvalidToolCall", "st
 ChatFinishReason = Literal["stop", "length", "tool_calls", "closed"]
 
 _OPTIONS: Final = GenerationOptions()
+_CUT: Final = "The answer ended in the middle of this call."
 
 
 @dataclass(frozen=True)
@@ -232,12 +233,19 @@ class ChatStream:
                 if not isinstance(arguments, dict):
                     raise ValueError("The arguments are no object.")
             except ValueError as error:
-                told = str(error) if whole else "The answer ended in the middle of this call."
+                told = str(error) if whole else _CUT
                 bad.append(InvalidToolCall(name, written, told, call_id))
             else:
                 good.append(ToolCall(name, arguments, call_id))
+        if self._parser is not None and self._parser.cut_off and not self._is_cut(bad):
+            bad.append(InvalidToolCall("", "", _CUT, f"call_{uuid.uuid4().hex[:24]}"))
         self.tool_calls, self.invalid_tool_calls = tuple(good), tuple(bad)
         return ChatDelta(text) if text else None
+
+    @staticmethod
+    def _is_cut(calls: Sequence[InvalidToolCall]) -> bool:
+        """Whether the call that was cut off is among these: it was, once its name was there."""
+        return any(call.error == _CUT for call in calls)
 
     def close(self) -> None:
         """Stops decoding; further pieces are not made. Safe to repeat."""

@@ -204,6 +204,10 @@ class PromptTokenizer(Protocol):
         """How the model writes calls of tools."""
         ...
 
+    def encode_text(self, text: str) -> EncodedPrompt:
+        """Encodes a prompt that is rendered already, with one BOS where the model uses one."""
+        ...
+
     def encode_messages(
         self, messages: Sequence[Message], tools: Sequence[Tool] = ()
     ) -> EncodedPrompt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pacellm_rag.errors import CancelledError, ContextOverflowError
@@ -75,7 +75,6 @@ class WordTokenizer:
         messages = tools_in_words(messages, tools)
         text = "".join(f"<{m.role}>\n{m.content}\n" for m in messages) + "<assistant>\n"
         matches = list(_TOKEN.finditer(text))
-        ids = tuple(zlib.crc32(m.group().encode()) for m in matches)
         starts, behind, token = [], 0, 0
         for message in messages:
             behind = text.index("\n", behind) + 1
@@ -83,7 +82,13 @@ class WordTokenizer:
                 token += 1
             starts.append(token)
             behind += len(message.content) + 1
-        return EncodedPrompt(text, ids, tuple(m.span() for m in matches), tuple(starts))
+        return replace(self.encode_text(text), message_starts=tuple(starts))
+
+    def encode_text(self, text: str) -> EncodedPrompt:
+        """Encodes a prompt that is rendered already."""
+        matches = list(_TOKEN.finditer(text))
+        ids = tuple(zlib.crc32(match.group().encode()) for match in matches)
+        return EncodedPrompt(text, ids, tuple(match.span() for match in matches))
 
 
 @dataclass(frozen=True)

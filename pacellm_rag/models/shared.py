@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from pacellm_rag.models.model import PaceModel
 from pacellm_rag.models.tokenizer import ChatTokenizer
 
 __all__ = ["release_shared_models", "shared_model", "shared_tokenizer"]
+
+_DEFAULTS: Mapping[str, Any] = {
+    parameter.name: parameter.default for parameter in signature(load_model).parameters.values()
+}
 
 _guard = threading.Lock()
 _locks: dict[object, threading.Lock] = {}
@@ -85,7 +90,8 @@ def _key(name: str | Path | None, settings: Mapping[str, Any]) -> object:
     if name is not None:
         path = Path(name).expanduser()
         place = str(path.resolve()) if path.exists() else str(name)
-    return place, _frozen({k: v for k, v in settings.items() if v is not None or k == "pace"})
+    told = {k: v for k, v in settings.items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
+    return place, _frozen(told)
 
 
 def _frozen(value: Any) -> object:

@@ -115,7 +115,12 @@ class ChatTokenizer:
         """
         if not self.tool_format.native:
             messages, tools = tools_in_words(messages, tools), ()
-        text = self.render(messages, tools)
+        prompt = self.encode_text(self.render(messages, tools))
+        places = self._content_places(prompt.text, messages, tools)
+        return replace(prompt, message_starts=_first_tokens(prompt.offsets, places))
+
+    def encode_text(self, text: str) -> EncodedPrompt:
+        """Encodes a prompt that is rendered already, with one BOS where the model uses one."""
         encoding = self._encode(text)
         ids, offsets = list(encoding["input_ids"]), [tuple(o) for o in encoding["offset_mapping"]]
         bos = self.hf.bos_token_id
@@ -123,8 +128,7 @@ class ChatTokenizer:
             ids, offsets = [bos, *ids], [(0, 0), *offsets]
         while bos is not None and ids[:2] == [bos, bos]:
             ids, offsets = ids[1:], offsets[1:]
-        starts = _first_tokens(offsets, self._content_places(text, messages, tools))
-        return EncodedPrompt(text, tuple(ids), tuple(offsets), starts)
+        return EncodedPrompt(text, tuple(ids), tuple(offsets))
 
     def _content_places(
         self, text: str, messages: Sequence[Message], tools: Sequence[Tool]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-
 ROOT = Path(__file__).resolve().parents[2] / "integrations"
 # the package's public modules: those without torch, each with the names that it offers
 PUBLIC = {

@@ -32,6 +32,7 @@ from pacellm_rag.errors import (
     PaceLLMError,
 )
 from pacellm_rag.models.model import PaceModel
+from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.testing import ScriptedModel, WordTokenizer, tiny_model
 
 Tiny = Callable[..., PaceModel]
@@ -276,6 +277,7 @@ def test_a_formatted_prompt_has_one_bos_however_it_was_written(written: str) -> 
     model = tiny_model()
     hf = model.tokenizer.hf
     hf._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    model.tokenizer = ChatTokenizer(hf, name=model.name, context_window=model.context_window)
     llm = PaceLLM(engine=model, max_tokens=2)
     response = llm.complete(f"{written}Hello", formatted=True)
     assert response.raw is not None

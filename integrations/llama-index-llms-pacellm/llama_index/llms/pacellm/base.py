@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
@@ -28,7 +29,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen
 
-from llama_index.llms.pacellm.loading import SharedModelLLM
+from llama_index.llms.pacellm.loading import DEFAULT, SharedModelLLM
 from llama_index.llms.pacellm.messages import convert_messages
 from llama_index.llms.pacellm.requests import ChatRequest
 from llama_index.llms.pacellm.responses import (
@@ -38,9 +39,8 @@ from llama_index.llms.pacellm.responses import (
 )
 from llama_index.llms.pacellm.structured import SchemaLLM
 from pacellm_rag.chat import ChatStream, start_chat
-from pacellm_rag.errors import ModelError
 from pacellm_rag.messages import Message
-from pacellm_rag.protocols import PromptTokenizer
+from pacellm_rag.protocols import TextModel
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -67,6 +67,11 @@ class PaceLLM(SharedModelLLM, SchemaLLM):
     Errors are `pacellm_rag.errors`; a prompt that does not fit is a `ContextOverflowError` and
     never cut. None of them is a ValueError, which LlamaIndex would turn into "Empty Response".
     """
+
+    def __init__(
+        self, model: str | Path = DEFAULT, *, engine: TextModel | None = None, **settings: Any
+    ) -> None:
+        super().__init__(model, engine=engine, **settings)
 
     @classmethod
     def class_name(cls) -> str:
@@ -125,7 +130,7 @@ class PaceLLM(SharedModelLLM, SchemaLLM):
         with without_value_errors():
             request = ChatRequest.of(self._decoding_settings(), given, chat=False)
             model = self.text_model
-            ids = _encode_formatted(model.tokenizer, prompt)
+            ids = model.tokenizer.encode_text(prompt).token_ids
             stream = ChatStream(model.stream(ids, request.options), None, len(ids))
         return GrowingAnswer(stream, model.name)
 
@@ -317,19 +322,3 @@ def _tool_in_json(tool: BaseTool) -> dict[str, Any]:
             "parameters": metadata.get_parameters_dict(),
         },
     }
-
-
-def _encode_formatted(tokenizer: PromptTokenizer, text: str) -> tuple[int, ...]:
-    """Tokens of a prompt that is rendered already, with one BOS where the model uses one."""
-    hf: Any = getattr(tokenizer, "hf", None)
-    if hf is None:
-        raise ModelError(
-            f"{tokenizer.name} takes conversations only; call complete without formatted=True."
-        )
-    ids = list(hf(text, add_special_tokens=False, verbose=False)["input_ids"])
-    bos = hf.bos_token_id
-    if bos is not None and list(hf("a")["input_ids"])[:1] == [bos] and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    while bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    return tuple(ids)

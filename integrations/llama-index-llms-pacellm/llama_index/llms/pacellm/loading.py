@@ -20,12 +20,13 @@ from pacellm_rag import EngineLimits, PaceConfig
 from pacellm_rag.errors import ConfigurationError
 from pacellm_rag.protocols import PromptTokenizer, TextModel
 
-__all__ = ["SharedModelLLM"]
+__all__ = ["DEFAULT", "SharedModelLLM"]
 
-_DEFAULT = "default"
+DEFAULT = "default"
 _LOADING: Final = (
     "device",
     "dtype",
+    "attention",
     "context_window",
     "window",
     "pace",
@@ -51,7 +52,7 @@ class SharedModelLLM(FunctionCallingLLM):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str = Field(
-        default=_DEFAULT,
+        default=DEFAULT,
         description='A folder, a .gguf file, an id of the model hub, or "default".',
     )
     temperature: float = Field(default=0.0, ge=0, description="0 takes the likeliest tokens.")
@@ -63,6 +64,7 @@ class SharedModelLLM(FunctionCallingLLM):
     timeout: float | None = Field(default=None, gt=0, description="Most seconds of an answer.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = Field(default="auto", description="auto, bfloat16, float16 or float32.")
+    attention: str = Field(default="auto", description="As for load_model.")
     context_window: int | None = Field(
         default=None, ge=1, description="Most tokens of prompt and answer; None: the model's own."
     )
@@ -90,12 +92,12 @@ class SharedModelLLM(FunctionCallingLLM):
 
     def __init__(
         self,
-        model: str | Path = _DEFAULT,
+        model: str | Path = DEFAULT,
         *,
         engine: TextModel | None = None,
         **settings: Any,
     ) -> None:
-        if engine is not None and model == _DEFAULT:
+        if engine is not None and model == DEFAULT:
             model = engine.name
         super().__init__(model=str(model), **settings)
         changed = ", ".join(self._loading_settings())
@@ -124,7 +126,7 @@ class SharedModelLLM(FunctionCallingLLM):
 
     @property
     def _name(self) -> str | None:
-        return None if self.model == _DEFAULT else self.model
+        return None if self.model == DEFAULT else self.model
 
     @property
     def text_model(self) -> TextModel:
