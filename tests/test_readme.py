@@ -38,23 +38,29 @@ def run(command: list[str], real_cache_folder: str | None, readings: Path) -> st
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def readings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all of these keep what they have read: the documents are the same."""
+    return tmp_path_factory.mktemp("readings")
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
-def test_examples_run(example: Path, real_cache_folder: str | None, tmp_path: Path) -> None:
-    assert run([sys.executable, str(example)], real_cache_folder, tmp_path).strip()
+def test_examples_run(example: Path, real_cache_folder: str | None, readings: Path) -> None:
+    assert run([sys.executable, str(example)], real_cache_folder, readings).strip()
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
 def test_python_of_the_readme_runs(
-    code: str, real_cache_folder: str | None, tmp_path: Path
+    code: str, real_cache_folder: str | None, readings: Path
 ) -> None:
-    assert run([sys.executable, "-c", code], real_cache_folder, tmp_path).strip()
+    assert run([sys.executable, "-c", code], real_cache_folder, readings).strip()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_readme_run(
-    command: str, real_cache_folder: str | None, tmp_path: Path
+    command: str, real_cache_folder: str | None, readings: Path
 ) -> None:
-    assert run(shlex.split(command), real_cache_folder, tmp_path).strip()
+    assert run(shlex.split(command), real_cache_folder, readings).strip()
 
 
 def test_the_readme_has_code_and_commands_to_run() -> None:

@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2] / "integrations"
 # the package's public modules: those without torch, each with the names that it offers
 PUBLIC = {
@@ -140,3 +145,26 @@ def test_a_broken_framework_is_not_taken_for_a_missing_one(framework: str, tmp_p
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last == "ModuleNotFoundError: No module named 'no_such_module_of_the_framework'"
+
+
+@pytest.mark.parametrize(
+    ("extra", "others"),
+    [
+        ("langchain", ("llama-index", "gradio")),
+        ("llama-index", ("langchain", "gradio")),
+    ],
+)
+def test_an_extra_brings_its_own_framework_only(extra: str, others: tuple[str, ...]) -> None:
+    extras = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    wanted, brought = [extra], set[str]()
+    while wanted:
+        for requirement in extras[wanted.pop()]:
+            inner = requirement.removeprefix("pacellm-rag[").rstrip("]").split(",")
+            if requirement.startswith("pacellm-rag["):
+                wanted += inner
+            else:
+                brought.add(requirement)
+    assert any(name.startswith(extra) for name in brought)
+    assert not [name for name in brought if name.startswith(others)]
