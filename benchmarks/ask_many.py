@@ -37,7 +37,7 @@ from pacellm_rag.models.kv_cache import cache_blocks
 from pacellm_rag.models.loading import load_model
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace.config import PaceConfig
-from pacellm_rag.protocols import GenerationOptions
+from pacellm_rag.protocols import ONE_MESSAGE, GenerationOptions, PromptLayout
 
 QUESTION = 32  # tokens
 ANSWER = 32
@@ -92,9 +92,10 @@ def forget(model: PaceModel) -> None:
     model.engine.runner.cache.shrink(0)
 
 
-def ask(model: PaceModel, ids: list[int], new: int = ANSWER) -> str:
-    """A whole answer."""
-    return "".join(model.stream(ids, GenerationOptions(max_new_tokens=new)))
+def ask(model: PaceModel, ids: list[int], new: int = ANSWER, question: int = 0) -> str:
+    """A whole answer; `question`: with which token the question begins, as chat prompts tell."""
+    layout = PromptLayout((question,)) if question else ONE_MESSAGE
+    return "".join(model.stream(ids, GenerationOptions(max_new_tokens=new), layout=layout))
 
 
 def plain_read(module: PreTrainedModel, ids: list[int]) -> DynamicCache:
@@ -411,7 +412,8 @@ def against_llama_cpp(ours: PaceModel, gguf: str | None, ids: list[int]) -> Iter
         times["llama.cpp"].append(seconds(complete))
     forget(ours)
     for question in asked:
-        times["ours"].append(seconds(partial(ask, ours, [*ids, *question])))
+        prompt = [*ids, *question]
+        times["ours"].append(seconds(partial(ask, ours, prompt, question=len(ids))))
     mine, theirs = times["ours"], times["llama.cpp"]
     yield row("first answer, against llama.cpp", mine[:1], theirs[:1], "s", "faster")
     yield row("a later answer, against llama.cpp", mine[1:], theirs[1:], "s", "-")
