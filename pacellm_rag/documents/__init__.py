@@ -11,6 +11,7 @@ from pacellm_rag.documents.loading import (
     load_documents,
     text_document,
 )
+from pacellm_rag.documents.remembered import RememberedDocuments
 from pacellm_rag.documents.types import Document, DocumentWarning, Page
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DocumentWarning",
     "LoosePage",
     "Page",
+    "RememberedDocuments",
     "documents_from_pages",
     "load_document",
     "load_document_bytes",

@@ -20,10 +20,10 @@ from langchain_core.messages import (
 )
 
 import langchain_pacellm.file_blocks as file_blocks
-import pacellm_rag.documents
 from langchain_pacellm import ChatPaceLLM
 from langchain_pacellm.messages import to_messages
 from pacellm_rag import load_document
+from pacellm_rag.documents import RememberedDocuments, remembered
 from pacellm_rag.errors import ConfigurationError, DocumentError, EncryptedDocumentError
 from pacellm_rag.messages import Message, ToolCall
 from pacellm_rag.testing import ScriptedModel
@@ -38,14 +38,14 @@ def contract(documents: Path) -> str:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files read; nothing is remembered from other tests."""
     names: list[str] = []
-    load = pacellm_rag.documents.load_document_bytes
+    load = remembered.load_document_bytes
 
-    def listen(data: bytes, name: str) -> Any:
+    def listen(data: bytes, name: str, **options: Any) -> Any:
         names.append(name)
-        return load(data, name)
+        return load(data, name, **options)
 
-    monkeypatch.setattr(pacellm_rag.documents, "load_document_bytes", listen)
-    monkeypatch.setattr(file_blocks, "_remembered", file_blocks.RememberedFiles(2))
+    monkeypatch.setattr(remembered, "load_document_bytes", listen)
+    monkeypatch.setattr(file_blocks, "_remembered", RememberedDocuments(2))
     return names
 
 

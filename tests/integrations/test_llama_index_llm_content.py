@@ -27,6 +27,7 @@ from llama_index.llms.pacellm import PaceLLM, messages
 from llama_index.llms.pacellm.messages import DocumentShelf, convert_messages
 from pacellm_rag import Message, load_document
 from pacellm_rag.context.packing import pack_context
+from pacellm_rag.documents import remembered
 from pacellm_rag.errors import DocumentError, DocumentLimitError, ModelError
 from pacellm_rag.messages import ToolCall
 from pacellm_rag.testing import ScriptedModel
@@ -108,26 +109,19 @@ def test_documents_are_numbered_through_the_conversation(documents: Path) -> Non
 
 def test_a_document_is_parsed_once(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = []
-    load = messages.load_document_bytes
+    load = remembered.load_document_bytes
 
     def counting(data: bytes, name: str, **settings: Any) -> Any:
         parsed.append(name)
         return load(data, name, **settings)
 
-    monkeypatch.setattr(messages, "load_document_bytes", counting)
+    monkeypatch.setattr(remembered, "load_document_bytes", counting)
     llm = PaceLLM(engine=ScriptedModel(context_window=100_000))
     turns = [ChatMessage(blocks=[DocumentBlock(path=documents / "supplier-contract.pdf")])]
     for _ in range(3):
         llm.chat(turns)
     llm.model_copy().chat(turns)
     assert parsed == ["supplier-contract.pdf"]
-
-
-def test_old_documents_make_room() -> None:
-    shelf = DocumentShelf(most=2)
-    for text in ("One.", "Two.", "Three.", "Two."):
-        shelf.open(DocumentBlock(data=text.encode(), title="note.txt"))
-    assert [d.pages[0].text for d in shelf._parsed.values()] == ["Three.", "Two."]
 
 
 @pytest.mark.parametrize(

@@ -8,52 +8,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import mimetypes
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import pacellm_rag.documents as files
 from langchain_pacellm.errors import PaceInvalidRequestError
 
-__all__ = ["RememberedFiles", "document_of_block"]
+__all__ = ["document_of_block"]
 
 
-class RememberedFiles:
-    """The documents read last, by content and name; safe to use from several threads.
-
-    Args:
-        most: how many to remember.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._documents: OrderedDict[tuple[bytes, str], files.Document] = OrderedDict()
-
-    def read(self, data: bytes, name: str) -> files.Document:
-        """The document of a file's content, read now or before.
-
-        Raises:
-            PaceLLMError: as for `load_document_bytes`.
-        """
-        key = (hashlib.sha256(data).digest(), name)
-        with self._lock:
-            known = self._documents.get(key)
-            if known is not None:
-                self._documents.move_to_end(key)
-                return known
-        document = files.load_document_bytes(data, name)
-        with self._lock:
-            self._documents[key] = document
-            while len(self._documents) > self._most:
-                self._documents.popitem(last=False)
-        return document
-
-
-_remembered = RememberedFiles(8)
+_remembered = files.RememberedDocuments(8)
 
 
 def document_of_block(block: Mapping[str, Any]) -> files.Document:
@@ -87,7 +52,7 @@ def document_of_block(block: Mapping[str, Any]) -> files.Document:
             f"The content of a file block is not base64: {error}. Encode the file's bytes with "
             "base64.b64encode(...).decode()."
         ) from error
-    return _remembered.read(data, _name(block, inner, media_type))
+    return _remembered.open(data, _name(block, inner, media_type))
 
 
 def _name(block: Mapping[str, Any], inner: Mapping[str, Any], media_type: str) -> str:

@@ -6,10 +6,7 @@ markers, and what a text model can not see is refused by name. Knows nothing of 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import IOBase
@@ -32,8 +29,8 @@ from pacellm_rag.context.packing import pack_context
 from pacellm_rag.documents import (
     Document,
     DocumentLimits,
+    RememberedDocuments,
     load_document,
-    load_document_bytes,
     text_document,
 )
 from pacellm_rag.errors import ModelError
@@ -67,9 +64,7 @@ class DocumentShelf:
 
     def __init__(self, limits: DocumentLimits | None = None, most: int = 32) -> None:
         self._limits = limits or DocumentLimits()
-        self._most = most
-        self._parsed: OrderedDict[tuple[str, str], Document] = OrderedDict()
-        self._lock = threading.Lock()
+        self._parsed = RememberedDocuments(most, self._limits)
 
     def open(self, block: DocumentBlock) -> Document:
         """The document of a block.
@@ -86,7 +81,7 @@ class DocumentShelf:
         path = path.expanduser()
         if not path.is_file() or path.stat().st_size > self._limits.file_bytes:
             return load_document(path, limits=self._limits)  # which tells what is wrong
-        return self._parse(path.read_bytes(), path.name)
+        return self._parsed.open(path.read_bytes(), path.name)
 
     def _from_data(self, block: DocumentBlock) -> Document:
         if not block.data and block.url and not block.url.startswith("data:"):
@@ -103,20 +98,7 @@ class DocumentShelf:
             data = block.data.read()
         else:
             data = block.resolve_document().read()
-        return self._parse(data, block.title or _NO_TITLE)
-
-    def _parse(self, data: bytes, name: str) -> Document:
-        key = hashlib.sha256(data).hexdigest(), name
-        with self._lock:
-            document = self._parsed.get(key)
-        if document is None:
-            document = load_document_bytes(data, name, limits=self._limits)
-        with self._lock:
-            self._parsed[key] = document
-            self._parsed.move_to_end(key)
-            while len(self._parsed) > self._most:
-                self._parsed.popitem(last=False)
-        return document
+        return self._parsed.open(data, block.title or _NO_TITLE)
 
 
 def convert_messages(messages: Sequence[ChatMessage], shelf: DocumentShelf) -> list[Message]:
