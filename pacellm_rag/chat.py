@@ -31,6 +31,7 @@ __all__ = ["ChatDelta", "ChatFinishReason", "ChatStream", "InvalidToolCall", "st
 ChatFinishReason = Literal["stop", "length", "tool_calls", "closed"]
 
 _OPTIONS: Final = GenerationOptions()
+_AHEAD: Final = 16  # tokens: more than any template writes between two messages
 _CUT: Final = "The answer ended in the middle of this call."
 
 
@@ -145,10 +146,21 @@ def _stream(
     return model.stream(
         prompt.token_ids,
         options,
-        layout=PromptLayout(prompt.message_starts),
+        layout=_layout(prompt),
         progress=progress,
         cancel=cancel,
     )
+
+
+def _layout(prompt: EncodedPrompt) -> PromptLayout:
+    """Where messages begin, and points before that where other conversations may part.
+
+    The first sign of a message can change the token before it, which is the template's: a line
+    break of the template and one of the message are one token. So each message's beginning has a
+    point a few tokens ahead of it, from which another message can go on.
+    """
+    starts = prompt.message_starts
+    return PromptLayout(starts, tuple(s - _AHEAD for s in starts if s > 2 * _AHEAD))
 
 
 class ChatStream:

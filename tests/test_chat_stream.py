@@ -14,8 +14,9 @@ from pacellm_rag.constraints import JsonConstraint, ToolConstraint
 from pacellm_rag.errors import CancelledError, ConfigurationError, ContextOverflowError
 from pacellm_rag.messages import Message, Tool, ToolCall
 from pacellm_rag.models.model import PaceModel
+from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.protocols import GenerationOptions
-from pacellm_rag.testing import ScriptedModel
+from pacellm_rag.testing import ScriptedModel, tiny_model
 from pacellm_rag.tool_format import IN_WORDS
 
 ASKED = [Message("user", "Why?")]
@@ -237,3 +238,17 @@ def test_the_next_turn_goes_on_where_the_last_one_was_read(tiny: Callable[..., P
     list(then)
     assert then.tokens_reused >= first.prompt_tokens - 1
     assert then.tokens_reused + then.tokens_read == then.prompt_tokens
+
+
+@pytest.mark.parametrize("question", ["What?", " What?", "\nWhat?", "\n\n  What?"])
+def test_what_stands_before_a_question_is_known_however_it_begins(question: str) -> None:
+    model = tiny_model(pace=PaceConfig())
+    documents = Message("system", "The pump stands in hall four. " * 40)
+    for asked in ("Where?", question):
+        stream = start_chat(
+            model,
+            [documents, Message("user", asked)],
+            options=GenerationOptions(max_new_tokens=2),
+        )
+        list(stream)
+    assert stream.tokens_reused > 0.95 * len(documents.content)

@@ -156,7 +156,7 @@ class ChatTokenizer:
             found = next((c for c in (*trims, *quoted) if text.startswith(c + behind, at)), None)
             if found is None:
                 return []
-            places.append(at + len(found) - len(found.lstrip()))
+            places.append(at)  # also before blanks: the same place for every question
             at += len(found) + len(behind)
         return places if at == len(text) else []
 
