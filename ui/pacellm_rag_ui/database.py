@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pacellm_rag_ui.disk import clear_errors
 from pacellm_rag_ui.records import StorageError
 from pacellm_rag_ui.schema import migrate
 
@@ -37,12 +38,13 @@ class Database:
         self._path = path
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        with self._clear_errors():
-            # SQLite gives its journals the mode of this file.
+        with clear_errors():  # SQLite gives its journals the mode of this file
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with self._clear_errors():
             connection = sqlite3.connect(
                 path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
+            connection.row_factory = sqlite3.Row
             try:
                 for pragma in (
                     "journal_mode = WAL",
@@ -113,7 +115,7 @@ class Database:
     def _clear_errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, PermissionError, IsADirectoryError) as error:
+        except sqlite3.Error as error:
             raise StorageError(_explained(error, self._path)) from error
 
 

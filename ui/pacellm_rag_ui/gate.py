@@ -56,6 +56,8 @@ _CLOSED = re.compile(
     r"component_server)"
 )
 
+_KEPT = ("/assets/", "/static/")
+
 
 def owner_of(connection: HTTPConnection) -> str:
     """The owner that the gate found for this request.
@@ -116,7 +118,7 @@ class Gate:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _add_headers(message, cookie)
+                _add_headers(message, cookie, keep=path.startswith(_KEPT))
             await send(message)
 
         await (refusal or self._app)(scope, receive, send_with_headers)
@@ -150,11 +152,12 @@ class Gate:
         return None
 
 
-def _add_headers(message: MutableMapping[str, Any], cookie: str) -> None:
+def _add_headers(message: MutableMapping[str, Any], cookie: str, *, keep: bool) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
-    headers.setdefault("Cache-Control", "no-store")
+    # Everything but the parts of Gradio's page, named by their content, may be somebody's own.
+    headers.setdefault("Cache-Control", "max-age=86400" if keep else "no-store")
     if cookie:
         headers.append("Set-Cookie", cookie)
 

@@ -1,25 +1,36 @@
 """What a page can do, in one place and without Gradio.
 
 `Handlers` binds the library, the model and the open pages together; the work itself is in
-`uploads`, `meter`, `asking`, `every_document`, `about_documents`, `comparing` and `memory_view`.
-Generators yield views (`views`) at most ten times a second, and the last one is final. Errors
-raised on purpose come as views with a message; only programming errors are raised.
+`uploads`, `measuring`, `asking`, `every_document`, `about_documents`, `comparing` and
+`memory_view`. Generators yield views (`views`) at most ten times a second, and the last one is
+final. They tell errors in their views; the other methods raise them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pacellm_rag.protocols import GenerationOptions, TextModel
+from pacellm_rag_ui import (
+    about_documents,
+    asking,
+    comparing,
+    every_document,
+    measuring,
+    memory_view,
+    uploads,
+)
+from pacellm_rag_ui.backend import Backend
+from pacellm_rag_ui.export import export_markdown
 from pacellm_rag_ui.library import Library, StoredConversation, StoredDocument, StoredTurn
 from pacellm_rag_ui.page_settings import PageSettings
-from pacellm_rag_ui.session import Session
+from pacellm_rag_ui.session import BusyError, Session
 from pacellm_rag_ui.views import (
     AskView,
     CompareView,
-    EveryRow,
     EveryView,
     FileReport,
     MemoryView,
@@ -39,8 +50,8 @@ class Handlers:
         settings: limits and defaults.
 
     Every method takes the page's `Session`, from `session`. Methods that return no generator raise
-    `PaceLLMError`s (with a message to show) for ids that the owner does not have; ids of others and
-    unknown ones are told apart nowhere.
+    `PaceLLMError`s, with a message to show, also for ids that the owner does not have; those of
+    others and unknown ones are told apart nowhere.
     """
 
     def __init__(
@@ -49,7 +60,9 @@ class Handlers:
         model: Callable[[], TextModel],
         settings: PageSettings | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.library = library
+        self.settings = settings or PageSettings()
+        self._backend = Backend(library, model, self.settings)
 
     # pages
 
@@ -62,15 +75,20 @@ class Handlers:
             owner: who it belongs to.
             page: Gradio's session hash, or anything else that names the open page.
         """
-        raise NotImplementedError
+        return self._backend.sessions.get(owner, page)
 
     def leave(self, owner: str, page: str) -> None:
         """The page was closed: stops its work and frees it. Safe to repeat."""
-        raise NotImplementedError
+        self._backend.sessions.leave(owner, page)
 
     def close(self) -> None:
         """Stops all work of all pages, at the end of the server."""
-        raise NotImplementedError
+        self._backend.sessions.close()
+
+    @property
+    def open_pages(self) -> int:
+        """How many pages are open."""
+        return len(self._backend.sessions)
 
     def set_options(
         self,
@@ -80,12 +98,25 @@ class Handlers:
         temperature: float | None = None,
         seed: int | None = None,
     ) -> GenerationOptions:
-        """Sets how the page's next answers are decoded; None leaves a value (seed: draws one).
+        """Sets how the page's next answers are decoded.
+
+        Args:
+            session: the page.
+            answer_tokens: most tokens of an answer; None leaves it.
+            temperature: 0 for the likeliest words; None leaves it.
+            seed: of the sampler; None draws one each time.
 
         Raises:
             ConfigurationError: a value is out of range; nothing is changed.
         """
-        raise NotImplementedError
+        now = session.options
+        session.options = replace(
+            now,
+            max_new_tokens=now.max_new_tokens if answer_tokens is None else answer_tokens,
+            temperature=now.temperature if temperature is None else temperature,
+            seed=seed,
+        )
+        return session.options
 
     # documents
 
@@ -96,43 +127,44 @@ class Handlers:
 
         The files are moved out of their place before the first is parsed.
         """
-        raise NotImplementedError
+        return uploads.add_files(self._backend, session, files)
 
     def documents(self, session: Session) -> list[StoredDocument]:
         """The owner's documents in their order."""
-        raise NotImplementedError
+        return self.library.documents(session.owner)
 
-    def choose(self, session: Session, document_id: str, chosen: bool) -> None:
+    def choose(self, session: Session, document_id: str, chosen: bool) -> StoredDocument:
         """Ticks or unticks a document."""
-        raise NotImplementedError
+        return self.library.update_document(session.owner, document_id, chosen=chosen)
 
     def keep_pages(
         self, session: Session, document_id: str, page_range: tuple[int, int] | None
-    ) -> None:
-        """Keeps the first to the last page of a document; None keeps all.
+    ) -> StoredDocument:
+        """Keeps the first to the last page of a document, by physical number; None keeps all.
 
         Raises:
-            ConfigurationError: there are no such pages.
+            LibraryError: there are no such pages.
         """
-        raise NotImplementedError
+        return self.library.update_document(session.owner, document_id, page_range=page_range)
 
-    def move(self, session: Session, document_id: str, by: Literal[-1, 1]) -> None:
+    def move(self, session: Session, document_id: str, by: Literal[-1, 1]) -> StoredDocument:
         """Moves a document up (-1) or down (1)."""
-        raise NotImplementedError
+        place = self.library.document(session.owner, document_id).position + by
+        return self.library.update_document(session.owner, document_id, position=max(place, 0))
 
     def remove(self, session: Session, document_id: str) -> None:
         """Deletes a document and its file for good."""
-        raise NotImplementedError
+        self.library.remove_document(session.owner, document_id)
 
     def meter(self, session: Session, question: str = "") -> Meter:
         """What the next question takes of the window, and what to leave out if it is too much."""
-        raise NotImplementedError
+        return measuring.measure(self._backend, session, question)
 
     # answers
 
     def ask(self, session: Session, question: str) -> Iterator[AskView]:
         """Answers a question from the chosen documents, in the page's conversation."""
-        raise NotImplementedError
+        return asking.ask(self._backend, session, question)
 
     def retry(
         self, session: Session, turn_id: str, question: str | None = None
@@ -142,67 +174,111 @@ class Handlers:
         The turn (the question's, or its answer's) and all that follow are taken back, unless the
         question is refused before it is sent.
         """
-        raise NotImplementedError
+        return asking.retry(self._backend, session, turn_id, question)
 
     def stop(self, session: Session) -> bool:
-        """Stops what the page is doing; tells whether there was anything."""
-        raise NotImplementedError
+        """Stops what the page is doing; tells whether there was anything.
+
+        The answer is stopped if there is one on its way, else the files that are being read.
+        """
+        return session.stop()
 
     def ask_every(self, session: Session, question: str) -> Iterator[EveryView]:
         """Puts a question to every chosen document on its own. Not part of the conversation."""
-        raise NotImplementedError
+        return every_document.ask_every(self._backend, session, question)
 
     def export_every(self, view: EveryView, form: Literal["csv", "markdown"]) -> str:
-        """The table as a file's text."""
-        raise NotImplementedError
+        """The table as the text of a file."""
+        return every_document.export_every(view, form)
 
     def suggest_questions(self, session: Session, document_id: str) -> Iterator[SuggestionsView]:
-        """A few questions that a document can answer."""
-        raise NotImplementedError
+        """A few questions that a document answers."""
+        return about_documents.suggest_questions(self._backend, session, document_id)
 
     def summary(self, session: Session, document_id: str) -> Iterator[AskView]:
         """A short summary of a document, with citations. Not part of the conversation."""
-        raise NotImplementedError
+        return about_documents.summary(self._backend, session, document_id)
 
     def compare(self, session: Session, question: str) -> Iterator[CompareView]:
-        """The same question with PaceLLM and without, side by side."""
-        raise NotImplementedError
+        """The same question with PaceLLM and without. Not part of the conversation."""
+        return comparing.compare(self._backend, session, question)
 
     def memory(self, session: Session) -> MemoryView:
-        """What PaceLLM's memory did while the page's last documents were read."""
-        raise NotImplementedError
+        """What PaceLLM's memory did for the page's last answer."""
+        return memory_view.memory_of(self._backend, session)
 
     # conversations
 
     def history(self, session: Session) -> list[StoredTurn]:
-        """The turns of the page's conversation; `text` of answers is to go through
-        `safe_text.safe_markdown`."""
-        raise NotImplementedError
+        """The turns of the page's conversation, their texts as they were said.
+
+        Show those of answers through `safe_text.safe_markdown`, those of questions through
+        `safe_text.plain_markdown`. An answer's `details` may hold "error" and "note"; its
+        "finish_reason" is "stopped" where it was.
+        """
+        return self._backend.turns(session)
 
     def conversations(self, session: Session) -> list[StoredConversation]:
         """The owner's conversations, the newest first."""
-        raise NotImplementedError
+        return self.library.conversations(session.owner)
 
     def new_chat(self, session: Session) -> None:
-        """Begins a conversation; it is stored with its first question."""
-        raise NotImplementedError
+        """Begins a conversation; it is stored with its first question.
+
+        Raises:
+            BusyError: an answer is on its way.
+        """
+        self._refuse_if_busy(session)
+        session.conversation_id = None
 
     def open_conversation(self, session: Session, conversation_id: str) -> list[StoredTurn]:
-        """Goes on with an earlier conversation, and ticks the documents it was about."""
-        raise NotImplementedError
+        """Goes on with an earlier conversation, and ticks the documents that it was about.
 
-    def rename_conversation(self, session: Session, conversation_id: str, title: str) -> None:
+        Raises:
+            BusyError: an answer is on its way.
+        """
+        self._refuse_if_busy(session)
+        conversation, turns = self.library.conversation(session.owner, conversation_id)
+        about = set(conversation.document_ids)
+        for document in self.library.documents(session.owner) if about else ():
+            if document.chosen != (document.id in about):
+                self.choose(session, document.id, document.id in about)
+        session.conversation_id = conversation_id
+        return turns
+
+    def rename_conversation(
+        self, session: Session, conversation_id: str, title: str
+    ) -> StoredConversation:
         """Gives a conversation another title."""
-        raise NotImplementedError
+        return self.library.rename(session.owner, conversation_id, title)
 
     def delete_conversation(self, session: Session, conversation_id: str) -> None:
-        """Deletes a conversation for good."""
-        raise NotImplementedError
+        """Deletes a conversation for good; an answer that is on its way in it here is stopped."""
+        if session.conversation_id == conversation_id:
+            session.stop_answer()
+        self.library.delete_conversation(session.owner, conversation_id)
+        for other in self._backend.sessions.of_owner(session.owner):
+            if other.conversation_id == conversation_id:
+                other.conversation_id = None
 
     def delete_everything(self, session: Session) -> None:
-        """Deletes all documents and conversations of the owner for good."""
-        raise NotImplementedError
+        """Deletes all documents and conversations of the owner for good; stops what uses them."""
+        pages = self._backend.sessions.of_owner(session.owner)
+        for page in pages:
+            page.stop_all()
+        self.library.delete_owner(session.owner)
+        for page in pages:
+            page.conversation_id = None
+            page.forget_documents()
 
     def export_conversation(self, session: Session) -> str:
         """The page's conversation as Markdown, with citations as footnotes."""
-        raise NotImplementedError
+        if session.conversation_id is None:
+            return export_markdown("", [])
+        conversation, turns = self.library.conversation(session.owner, session.conversation_id)
+        return export_markdown(conversation.title, turns)
+
+    @staticmethod
+    def _refuse_if_busy(session: Session) -> None:
+        if session.busy:
+            raise BusyError("An answer is on its way. Stop it first, or wait for it to end.")

@@ -79,14 +79,14 @@ class Incoming:
         self._keep(token, _Arrival(owner, name, path, time.monotonic()))
         return token
 
-    def copy(self, owner: str, name: str, source: Path) -> Path:
+    def copy(self, owner: str, source: Path) -> Path:
         """A private copy of a file that lies where others may reach it."""
         token, path = self._new_path()
         try:
             os.link(source, path)
         except OSError:
             shutil.copyfile(source, path)
-        self._keep(token, _Arrival(owner, name, path, time.monotonic()))
+        self._keep(token, _Arrival(owner, source.name, path, time.monotonic()))
         return path
 
     def take(self, owner: str, token: str) -> tuple[str, Path] | None:

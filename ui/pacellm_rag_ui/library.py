@@ -1,14 +1,30 @@
-"""What is kept on the server: documents, conversations, by owner. SIGNATURES; being filled in."""
+"""What is kept on the server: documents and conversations, each for its owner alone.
+
+    library.sqlite3  rows: `schema`
+    owners/          the documents' files: `document_files`
+    arrivals/        files on their way: `arrivals`
+
+Every access is by owner; another owner's id is as unknown as one that never was. A file is on the
+disk before its row is, and a row is gone before its file is: after a crash there may be files
+without rows, which the next start removes, and never a row without files. Knows nothing of models
+or the web.
+"""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping, Sequence
+import secrets
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal
 
-from pacellm_rag.documents import Document
+from filelock import FileLock, Timeout
+
+from pacellm_rag_ui.arrivals import Arrivals
+from pacellm_rag_ui.conversation_log import ConversationLog
+from pacellm_rag_ui.database import Database
+from pacellm_rag_ui.disk import clear_errors
+from pacellm_rag_ui.document_files import DocumentFiles
+from pacellm_rag_ui.document_shelf import UNCHANGED, DocumentShelf, Unchanged
+from pacellm_rag_ui.owners import folder_of, known_key, owner_usage
 from pacellm_rag_ui.records import (
     LibraryError,
     LibraryLimitError,
@@ -29,6 +45,7 @@ __all__ = [
     "LibraryLimitError",
     "LibraryLimits",
     "NotFoundError",
+    "Role",
     "StorageError",
     "StoredConversation",
     "StoredDocument",
@@ -37,117 +54,112 @@ __all__ = [
     "Usage",
 ]
 
-
-class Unchanged(enum.Enum):
-    """The type of `UNCHANGED`."""
-
-    UNCHANGED = enum.auto()
+_PATIENCE = 60.0  # seconds to wait while another process opens the same library
+_DEFAULT_LIMITS = LibraryLimits()
 
 
-UNCHANGED: Final = Unchanged.UNCHANGED
-"""For `update_document`: leave it as it is; None for a page range means all pages."""
+class Library(DocumentShelf, ConversationLog):
+    """Documents and conversations in a folder, for many threads and processes at once.
 
-
-class Library:
-    """Documents and conversations on disk. Safe for threads and for several processes.
-
-    All errors are LibraryError (a PaceLLMError): NotFoundError (unknown or foreign id, same
-    message), LibraryLimitError, StorageError (disk full, database damaged). Close it (context
-    manager) when done.
+    Close it when done; it is a context manager. Methods for documents: `DocumentShelf`; for
+    conversations: `ConversationLog`. All errors are LibraryError.
 
     Args:
-        folder: the data folder; made with mode 0700 if it is not there.
+        folder: the data folder; made, for this user only, if it is not there.
+        limits: how much an owner may keep.
+
+    Raises:
+        StorageError: it can not be used: no rights, full, damaged, made by a newer version, or
+            holds documents but no library.
     """
 
-    def __init__(self, folder: Path, *, limits: LibraryLimits = LibraryLimits()) -> None: ...
+    def __init__(self, folder: Path, *, limits: LibraryLimits = _DEFAULT_LIMITS) -> None:
+        self.folder = folder
+        self.limits = limits
+        with clear_errors():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            opening = FileLock(folder / "opening.lock", timeout=_PATIENCE)
+            try:
+                opening.acquire()
+            except Timeout as error:
+                raise StorageError(
+                    f"Another process has been opening {folder} for {_PATIENCE:.0f} seconds. "
+                    "Try again, or end it."
+                ) from error
+        try:
+            self._open()
+        finally:
+            opening.release()
 
-    def close(self) -> None: ...
-    def __enter__(self) -> Library: ...
+    def close(self) -> None:
+        """Removes what has arrived and was not added, and closes the database."""
+        self._arrivals.close()
+        self._database.close()
+
+    def __enter__(self) -> Library:
+        return self
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
     def signing_key(self) -> bytes:
-        """32 random bytes, made once per data folder: to sign cookies that outlive a restart."""
+        """32 secret bytes, the same in every process and after a restart, to sign cookies with."""
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT INTO secrets (name, value) VALUES ('signing', ?) ON CONFLICT DO NOTHING",
+                (secrets.token_bytes(32),),
+            )
+            row = connection.execute("SELECT value FROM secrets WHERE name = 'signing'").fetchone()
+            return bytes(row["value"])
 
-    def usage(self, owner: str) -> Usage: ...
+    def usage(self, owner: str) -> Usage:
+        """What an owner keeps, to be held against the limits."""
+        with self._database.reading() as connection:
+            return owner_usage(connection, owner)
+
     def delete_owner(self, owner: str) -> None:
-        """Removes all that an owner has, files included. Nothing happens if there is nothing."""
-
-    # documents
-    def take_in(self, path: Path) -> Path:
-        """Moves an upload out of its place, into a private folder of this process, at once.
-
-        Returns:
-            Its new path, with a random name: pass it to `load_document_bytes` (with the original
-            file name) and then to `add_document`, or unlink it if it is refused. Left-overs go at
-            `close`, or at the next start if the process dies.
+        """Removes all that an owner has; nothing happens where there is nothing.
 
         Raises:
-            LibraryLimitError: larger than `file_bytes`. StorageError: no such regular file.
+            StorageError: all rows are removed, but some files can not be yet.
         """
+        with self._database.writing() as connection:
+            folder = folder_of(connection, owner)
+            if folder is None:
+                return
+            connection.execute("DELETE FROM owners WHERE owner = ?", (known_key(owner),))
+        self._files.remove_owner(folder)
+        self._database.forget_deleted()
 
-    def add_document(
-        self, owner: str, name: str, data: bytes | Path, document: Document, tokens: int | None
-    ) -> StoredDocument:
-        """Keeps a file and its parsed pages; it comes last in the list, and is chosen.
+    def _open(self) -> None:
+        rows = self.folder / "library.sqlite3"
+        files = self.folder / "owners"
+        with clear_errors():
+            if not rows.exists() and files.is_dir() and any(files.iterdir()):
+                raise StorageError(
+                    f"{files} holds files, but {rows.name} beside it is missing, without which "
+                    "nobody knows whose they are. Put a copy of it back, or name another folder."
+                )
+        self._files = DocumentFiles(files)
+        self._database = Database(rows)
+        try:
+            self._arrivals = Arrivals(self.folder / "arrivals", file_bytes=self.limits.file_bytes)
+            self._sweep()
+        except BaseException:
+            self._database.close()
+            raise
 
-        Args:
-            data: the file. A path from `take_in` is moved, any other is copied.
-        """
-
-    def documents(self, owner: str) -> list[StoredDocument]: ...
-    def document(self, owner: str, document_id: str) -> StoredDocument: ...
-    def pages(self, owner: str, document_id: str) -> Document: ...
-    def file(self, owner: str, document_id: str) -> Path: ...
-    def update_document(
-        self,
-        owner: str,
-        document_id: str,
-        *,
-        position: int | None = None,
-        chosen: bool | None = None,
-        page_range: tuple[int, int] | Literal[Unchanged.UNCHANGED] | None = UNCHANGED,
-        tokens: int | None = None,
-    ) -> StoredDocument:
-        """Position: cut to the list's ends. page_range: None = all pages; LibraryError if the
-        document has no such pages."""
-
-    def reorder(self, owner: str, document_ids: Sequence[str]) -> list[StoredDocument]:
-        """Those named first, in that order; the others after them, in their old order."""
-
-    def remove_document(self, owner: str, document_id: str) -> None: ...
-
-    # conversations
-    def conversations(self, owner: str) -> list[StoredConversation]:
-        """Last updated first."""
-
-    def create_conversation(
-        self, owner: str, *, title: str = "", document_ids: Sequence[str] = ()
-    ) -> StoredConversation: ...
-    def conversation(
-        self, owner: str, conversation_id: str
-    ) -> tuple[StoredConversation, list[StoredTurn]]: ...
-    def add_turn(
-        self,
-        owner: str,
-        conversation_id: str,
-        role: Role,
-        text: str,
-        *,
-        citations: Sequence[Mapping[str, Any]] = (),
-        details: Mapping[str, Any] | None = None,
-    ) -> StoredTurn: ...
-    def truncate_conversation(
-        self, owner: str, conversation_id: str, turn_id: str
-    ) -> list[StoredTurn]:
-        """Takes away a turn and all after it; returns what was taken away, in order."""
-
-    def set_conversation_documents(
-        self, owner: str, conversation_id: str, document_ids: Sequence[str]
-    ) -> StoredConversation: ...
-    def rename(self, owner: str, conversation_id: str, title: str) -> StoredConversation: ...
-    def delete_conversation(self, owner: str, conversation_id: str) -> None: ...
+    def _sweep(self) -> None:
+        """Within a transaction, so that no other process places files meanwhile."""
+        with self._database.writing() as connection, clear_errors():
+            known: dict[str, set[str]] = {}
+            for row in connection.execute(
+                "SELECT folder, id FROM owners JOIN documents USING (owner)"
+            ):
+                known.setdefault(row["folder"], set()).add(row["id"])
+            self._files.sweep(known)

@@ -27,6 +27,8 @@ class PageSettings:
         documents_at_once: how many documents "ask every document" works on at a time.
         idle_seconds: after which a page that has not been heard of is forgotten; what it said and
             its documents stay in the library.
+        reading_seconds: after which the documents that such a page has read may be forgotten, when
+            others need the memory; where nobody does, they are not read again.
         updates_per_second: most views that a handler yields.
         plain_model: the same model without memory banks, to compare with; None where there is none.
 
@@ -40,6 +42,7 @@ class PageSettings:
     question_characters: int = 20_000
     documents_at_once: int = 2
     idle_seconds: float = 3600.0
+    reading_seconds: float = 600.0
     updates_per_second: float = 10.0
     plain_model: Callable[[], TextModel] | None = None
 
@@ -49,6 +52,7 @@ class PageSettings:
             "question_characters",
             "documents_at_once",
             "idle_seconds",
+            "reading_seconds",
             "updates_per_second",
         ):
             if not getattr(self, name) > 0:

@@ -94,7 +94,7 @@ class StoredDocument:
     Attributes:
         id: random; also the name of its file on the server.
         owner: whose it is.
-        name: the file's name as its owner gave it, without folders; "\\ufffd" stands for control
+        name: the file's name as its owner gave it, without folders; U+FFFD stands for control
             characters. It may hold characters that change the direction of text.
         title: the document's title, never empty.
         media_type: what the file is, by its content.

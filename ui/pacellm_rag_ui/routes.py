@@ -24,8 +24,9 @@ from pacellm_rag_ui.gate import owner_of
 from pacellm_rag_ui.identity import Identities
 from pacellm_rag_ui.incoming import Incoming, TooLargeError
 from pacellm_rag_ui.library import Library, NotFoundError
+from pacellm_rag_ui.page_errors import PageImageError
 from pacellm_rag_ui.page_text import page_text_html
-from pacellm_rag_ui.pages import PageImageError, PageImages
+from pacellm_rag_ui.pages import PageImages
 from pacellm_rag_ui.safe_text import display_name
 
 __all__ = ["RouteParts", "build_router"]
@@ -38,7 +39,9 @@ _LOOKS = {
     "mark.svg": "image/svg+xml",
 }
 _PDF = "application/pdf"
-_PDF_POLICY = "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+_PDF_POLICY = (
+    "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+)
 _MOST_LOGIN_BYTES = 4096
 _TROUBLE_STATUS = {"no_file": 404, "no_page": 404, "busy": 503}
 
@@ -149,7 +152,9 @@ def _add_documents(router: APIRouter, parts: RouteParts) -> None:
         except NotFoundError as error:
             return _error(404, str(error))
         if not any(page.number == number for page in document.pages):
-            return _error(404, f"There is no page {number}; the document has {len(document.pages)}.")
+            return _error(
+                404, f"There is no page {number}; the document has {len(document.pages)}."
+            )
         return HTMLResponse(page_text_html(document, number, quote))
 
     @router.get("/original/{document_id}")
@@ -211,7 +216,9 @@ async def _form(request: Request) -> dict[str, str]:
         if len(body) > _MOST_LOGIN_BYTES:
             return {}
     try:
-        return {name: values[0] for name, values in parse_qs(body.decode(), max_num_fields=5).items()}
+        return {
+            name: values[0] for name, values in parse_qs(body.decode(), max_num_fields=5).items()
+        }
     except ValueError:
         return {}
 

@@ -13,6 +13,7 @@ __all__ = ["MIGRATIONS", "migrate"]
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
+        "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
         """CREATE TABLE owners (
             owner TEXT PRIMARY KEY,
             folder TEXT NOT NULL UNIQUE,

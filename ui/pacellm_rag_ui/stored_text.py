@@ -17,6 +17,7 @@ __all__ = ["json_text", "kept_name", "kept_text", "kept_title"]
 _LONGEST_NAME = 255
 _LONGEST_TITLE = 300
 _KEPT_END = 40  # of a shortened name: its suffix and what often tells names apart
+_BREAKING = ("Cc", "Cs", "Zl", "Zp")  # control characters, half characters, line separators
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # lone surrogates: no UTF-8, no database
 
 
@@ -50,9 +51,7 @@ def json_text(value: Any, called: str) -> str:
 
 
 def _one_line(text: str, longest: int) -> str:
-    line = "".join(
-        "\ufffd" if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text[:10_000]
-    ).strip()
-    if len(line) <= longest:
-        return line
-    return f"{line[: longest - _KEPT_END - 1]}…{line[-_KEPT_END:]}"
+    line = text.strip()
+    if len(line) > longest:
+        line = f"{line[: longest - _KEPT_END - 1]}…{line[-_KEPT_END:]}"
+    return "".join("\ufffd" if unicodedata.category(c) in _BREAKING else c for c in line)

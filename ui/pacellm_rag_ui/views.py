@@ -148,6 +148,8 @@ class AskView:
         percent: of reading, 0 to 100.
         seconds_left: estimate for reading; None where there is none.
         text: the answer so far, as Markdown that is safe to draw.
+        plain: once it has ended: the answer as the model wrote it, without page markers; not safe
+            to draw.
         citations: once done.
         note: what else is worth telling, such as that the documents had been read already.
         error: why it failed, in plain words; "" otherwise.
@@ -164,6 +166,7 @@ class AskView:
     percent: float = 0.0
     seconds_left: float | None = None
     text: str = ""
+    plain: str = ""
     citations: tuple[CitationView, ...] = ()
     note: str = ""
     error: str = ""

@@ -1,0 +1,231 @@
+"""Events of the left side: uploads, the list of documents, conversations, settings.
+
+Each takes what the page's script or a component sent, asks the handlers and draws what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from pacellm_rag.errors import ConfigurationError, PaceLLMError
+from pacellm_rag_ui.document_view import documents_html, reports_html
+from pacellm_rag_ui.layout import Layout
+from pacellm_rag_ui.markup import notice
+from pacellm_rag_ui.page_parts import PageParts, text_of, warn
+from pacellm_rag_ui.session import Session
+from pacellm_rag_ui.views import FileReport
+
+__all__ = ["SideEvents"]
+
+# Light work that nobody should wait for in a queue of its own.
+_LIGHT: dict[str, Any] = {
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "concurrency_limit": None,
+    "trigger_mode": "multiple",
+}
+
+
+class SideEvents:
+    """Wires the left side.
+
+    Args:
+        parts: what the events work with.
+        layout: the components.
+    """
+
+    def __init__(self, parts: PageParts, layout: Layout) -> None:
+        self._parts = parts
+        self._handlers = parts.handlers
+        self._layout = layout
+
+    def wire(self, blocks: gr.Blocks) -> None:
+        """Binds the events; called while the Blocks is open."""
+        at = self._layout
+        settings = [at.answer_tokens, at.temperature, at.seed]
+        blocks.load(
+            self.open,
+            None,
+            [at.documents, at.conversations, at.history, *settings],
+            **_LIGHT,
+        ).then(self.measure, at.question, [at.documents, at.meter], **_LIGHT)
+        blocks.unload(self.leave)
+        at.question.blur(self.measure, at.question, [at.documents, at.meter], **_LIGHT)
+        at.bridge.upload(
+            self.upload, None, [at.reports, at.documents, at.meter, at.history], **_LIGHT
+        )
+        at.bridge.document(
+            self.change_document, at.question, [at.documents, at.meter, at.history], **_LIGHT
+        )
+        at.bridge.conversation(
+            self.change_conversation,
+            None,
+            [at.conversations, at.history, at.documents, at.meter, at.status, at.aside],
+            **_LIGHT,
+        )
+        at.new_chat.click(
+            self.new_chat, None, [at.conversations, at.history, at.status, at.aside], **_LIGHT
+        )
+        gr.on(
+            [at.answer_tokens.blur, at.answer_tokens.submit, at.temperature.release, at.seed.blur],
+            self.change_settings,
+            settings,
+            [at.settings_note, at.documents, at.meter],
+            **_LIGHT,
+        )
+        at.export.click(self.export, None, at.exported, **_LIGHT).then(
+            None, at.exported, None, js="(text) => window.pacellm.save('conversation.md', text)"
+        )
+
+    def open(self, request: gr.Request) -> tuple[Any, ...]:
+        """The page was opened or reloaded."""
+        session = self._parts.session(request)
+        try:
+            self._parts.welcome(session.owner)
+        except PaceLLMError as error:
+            warn(error)
+        options = session.options
+        return (
+            documents_html(self._handlers.documents(session), None),
+            self._parts.draw_conversations(session),
+            self._parts.draw_history(session),
+            options.max_new_tokens,
+            options.temperature,
+            -1 if options.seed is None else options.seed,
+        )
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        if request.username and request.session_hash:
+            self._handlers.leave(request.username, request.session_hash)
+
+    def measure(self, question: str, request: gr.Request) -> tuple[str, str]:
+        """Documents and meter anew."""
+        return self._parts.draw_documents(self._parts.session(request), question or "")
+
+    def upload(self, event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Takes the files in that the page's script has sent."""
+        session = self._parts.session(request)
+        data = event._data if isinstance(event._data, dict) else {}
+        tokens = data.get("tokens")
+        sent = [token for token in tokens if isinstance(token, str)] if tokens else []
+        found = [self._parts.incoming.take(session.owner, token) for token in sent]
+        files = [each for each in found if each is not None]
+        reports: dict[str, FileReport] = {}
+        for report in self._handlers.add_files(session, files):
+            reports[report.name] = report
+            documents: Any = gr.skip()
+            if report.state == "ready":
+                documents = documents_html(self._handlers.documents(session), None)
+            yield reports_html(reports.values()), documents, gr.skip(), gr.skip()
+        yield (
+            reports_html(reports.values()),
+            *self._parts.draw_documents(session),
+            self._parts.draw_history(session),
+        )
+
+    def change_document(
+        self, question: str, event: gr.EventData, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Something was done to a document in the list."""
+        session = self._parts.session(request)
+        try:
+            self._change_document(session, event)
+        except PaceLLMError as error:
+            warn(error)
+        drawn = self._parts.draw_documents(session, question or "")
+        history = (
+            gr.skip() if self._handlers.history(session) else self._parts.draw_history(session)
+        )
+        return (*drawn, history)
+
+    def _change_document(self, session: Session, event: gr.EventData) -> None:
+        handlers, kind, one = self._handlers, text_of(event, "kind"), text_of(event, "id")
+        if kind == "choose":
+            handlers.choose(session, one, bool(event._data.get("chosen")))
+        elif kind == "untick":
+            for each in one.split():
+                handlers.choose(session, each, False)
+        elif kind in ("up", "down"):
+            handlers.move(session, one, -1 if kind == "up" else 1)
+        elif kind == "remove":
+            handlers.remove(session, one)
+        elif kind == "pages":
+            handlers.keep_pages(session, one, _page_range(text_of(event, "range")))
+
+    def change_conversation(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
+        """A conversation was opened, renamed or deleted; or everything was."""
+        session = self._parts.session(request)
+        handlers, kind, one = self._handlers, text_of(event, "kind"), text_of(event, "id")
+        try:
+            if kind == "open":
+                handlers.open_conversation(session, one)
+            elif kind == "rename":
+                handlers.rename_conversation(session, one, text_of(event, "title"))
+            elif kind == "delete":
+                handlers.delete_conversation(session, one)
+            elif kind == "everything":
+                handlers.delete_everything(session)
+        except PaceLLMError as error:
+            warn(error)
+        return (
+            self._parts.draw_conversations(session),
+            self._parts.draw_history(session),
+            *self._parts.draw_documents(session),
+            "",
+            "",
+        )
+
+    def new_chat(self, request: gr.Request) -> tuple[str, str, str, str]:
+        """Begins a conversation."""
+        session = self._parts.session(request)
+        try:
+            self._handlers.new_chat(session)
+        except PaceLLMError as error:
+            warn(error)
+        return self._parts.draw_conversations(session), self._parts.draw_history(session), "", ""
+
+    def change_settings(
+        self,
+        answer_tokens: float | None,
+        temperature: float | None,
+        seed: float | None,
+        request: gr.Request,
+    ) -> tuple[str, Any, Any]:
+        """How the next answers are decoded."""
+        session = self._parts.session(request)
+        try:
+            self._handlers.set_options(
+                session,
+                answer_tokens=None if answer_tokens is None else int(answer_tokens),
+                temperature=temperature,
+                seed=None if seed is None or seed < 0 else int(seed),
+            )
+        except PaceLLMError as error:
+            return notice(str(error), "error"), gr.skip(), gr.skip()
+        return "", *self._parts.draw_documents(session)
+
+    def export(self, request: gr.Request) -> str:
+        """The conversation as Markdown; the page's script saves it."""
+        try:
+            return self._handlers.export_conversation(self._parts.session(request))
+        except PaceLLMError as error:
+            warn(error)
+            return ""
+
+
+def _page_range(text: str) -> tuple[int, int] | None:
+    """Such as "3-17"; None for "".
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if not text:
+        return None
+    first, _, last = text.partition("-")
+    if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+        raise ConfigurationError(f"{text[:40]!r} is no range of pages; write two page numbers.")
+    return int(first), int(last)
