@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DOCUMENTS := examples/documents/annual-report.pdf examples/documents/supplier-contract.pdf \
 	examples/documents/equipment-manual.pdf
 
-.PHONY: demo test lint types unit bench peers samples clean
+.PHONY: demo ui test lint types unit bench peers samples clean
 
 demo: $(VENV)/.user
 	$(BIN)/pacellm-rag models install
@@ -16,6 +16,10 @@ demo: $(VENV)/.user
 		-q "Who signed the contract for the Supplier?" \
 		-q "To what torque are the coupling bolts tightened?" \
 		-q "Which shipping company carried the pump sets to Norrock?"
+
+ui: $(VENV)/.ui
+	$(BIN)/pacellm-rag models install
+	$(BIN)/pacellm-rag-ui $(DOCUMENTS)
 
 test: lint types unit
 
@@ -52,6 +56,10 @@ $(BIN)/python:
 $(VENV)/.user: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e .
 	touch $@
+
+$(VENV)/.ui: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[ui,html,docx]'
+	touch $@ $(VENV)/.user
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'

@@ -92,7 +92,7 @@ def visit(made: Browser, url: str, **options: Any) -> Iterator[Visit]:
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     try:
         page.goto(url)
-        page.locator("#history > *").first.wait_for()
+        page.locator("#history :is(.empty, .turn)").first.wait_for()
         page.locator("#drop-zone").wait_for(state="attached")
         yield seen
         assert seen.errors == []

@@ -173,7 +173,7 @@ def test_every_field_and_button_has_a_name(here: Visit) -> None:
     unnamed = here.page.evaluate(
         """() => [...document.querySelectorAll('#frame :is(button, input, textarea, a)')]
         .filter(e => e.offsetParent !== null)
-        .filter(e => !(e.innerText?.trim() || e.ariaLabel || e.title || e.labels?.length))
+        .filter(e => !(e.textContent?.trim() || e.ariaLabel || e.title || e.labels?.length))
         .map(e => e.outerHTML.slice(0, 200))"""
     )
     assert unnamed == []

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser_page import Visit, browser, needs_chromium, visit
 from served_page import ROOT, served
+from ui_page_files import pdf
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -41,8 +43,21 @@ def here(chromium: Browser, url: str) -> Iterator[Visit]:
         yield made
 
 
-def test_from_two_files_to_the_marked_page_and_nothing_leaves_the_host(here: Visit) -> None:
-    page = here.page
+def unread() -> dict[str, Any]:
+    """A file that nobody has read yet; what one has read, the model knows for all."""
+    words = [f"{uuid.uuid4()} " + "Some words of this page.\n" * 40 for _ in range(12)]
+    return {"name": "new.pdf", "mimeType": "application/pdf", "buffer": pdf(words)}
+
+
+@pytest.fixture
+def first(chromium: Browser, tmp_path: Path) -> Iterator[Visit]:
+    """The first visit to a server that has read nothing."""
+    with served(tmp_path, "--answer", ANSWER, *PACE) as address, visit(chromium, address) as made:
+        yield made
+
+
+def test_from_two_files_to_the_marked_page_and_nothing_leaves_the_host(first: Visit) -> None:
+    here, page = first, first.page
     assert "Ask whole documents" in page.locator("#history").inner_text()
     here.add(REPORT, CONTRACT)
     assert "6 pages" in page.locator("li.document").first.inner_text()
@@ -84,7 +99,7 @@ def test_a_reload_keeps_documents_and_conversation(here: Visit) -> None:
 
 
 def test_stop_ends_the_reading_and_the_next_question_is_answered(here: Visit) -> None:
-    here.add(REPORT, CONTRACT)
+    here.add(unread())
     here.ask("How many smart meters?")
     here.page.wait_for_function("document.querySelector('#status').innerText.includes('%')")
     here.page.click("#stop")
@@ -185,7 +200,9 @@ def test_every_document_answers_side_by_side_and_the_table_is_saved(
     with page.expect_download() as saved:
         page.get_by_role("button", name="Export as CSV").click()
     saved.value.save_as(tmp_path / "answers.csv")
-    assert (tmp_path / "answers.csv").read_text(encoding="utf-8").count("5,300") == 2
+    assert (tmp_path / "answers.csv").read_text(encoding="utf-8").count(
+        "Our fitters installed **5,300"
+    ) == 2
 
 
 def test_the_keyboard_is_enough(here: Visit) -> None:
@@ -219,7 +236,7 @@ def test_a_conversation_is_exported_with_its_sources(here: Visit, tmp_path: Path
 
 def test_a_page_that_is_left_frees_the_model_for_the_next(chromium: Browser, url: str) -> None:
     with visit(chromium, url) as one:
-        one.add(REPORT, CONTRACT)
+        one.add(unread())
         one.ask("How many smart meters?")
         one.page.wait_for_function("document.querySelector('#status').innerText.includes('%')")
     begun = time.monotonic()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from pathlib import Path
@@ -11,12 +10,9 @@ import pytest
 from page_doubles import GatedModel, InThread, Site, last, until
 
 from pacellm_rag.errors import (
-    DeadlineExceededError,
-    InsufficientMemoryError,
-    ModelError,
     QueueFullError,
 )
-from pacellm_rag.protocols import GenerationOptions
+from pacellm_rag.protocols import ReadProgress
 from pacellm_rag.testing import ScriptedModel
 from pacellm_rag_ui.page_settings import PageSettings
 
@@ -82,6 +78,25 @@ def test_the_place_in_the_queue_is_told(tmp_path: Path) -> None:
         assert (view.state, view.status) == ("queued", "Waiting, number 1 in the queue")
         model.reads.let()
         assert run.end().position == 0
+
+
+def test_the_place_is_told_also_where_only_the_question_waits(tmp_path: Path) -> None:
+    """The documents are known, so that only the answer's own request stands in the queue."""
+    seen = threading.Event()
+
+    class Waits(ScriptedModel):
+        def stream(self, token_ids: Any, options: Any, *, progress: Any = None, **more: Any) -> Any:
+            progress(ReadProgress(0, len(token_ids), 0.0, None, 3))
+            assert seen.wait(10)
+            return super().stream(token_ids, options, **more)
+
+    with Site(tmp_path, Waits([ANSWER])) as site:
+        page = site.page()
+        site.add(page, "a.txt", *PAGES)
+        run = InThread(site.handlers.ask(page, "When?"))
+        run.wait(lambda v: v.position == 3, "third in the queue")
+        seen.set()
+        assert run.end().state == "done"
 
 
 def test_stop_while_waiting_in_the_queue_ends_the_turn(tmp_path: Path) -> None:
@@ -152,13 +167,15 @@ def test_a_model_that_does_not_hear_the_signal_does_not_hold_the_page(tmp_path: 
         page = site.page()
         site.add(page, "a.txt", *PAGES)
         run = InThread(site.handlers.ask(page, "When?"))
-        until(lambda: page.busy, "it works")
+        run.wait(lambda v: v.question_id, "the question is stored")
         started = time.monotonic()
         assert site.handlers.stop(page)
         assert run.end().state == "stopped"
         assert time.monotonic() - started < 2
         assert not page.busy
         release.set()
+        until(lambda: not _page_threads(), "the thread ends")
+        assert site.said(page) == [("user", "When?"), ("assistant", "")]
 
 
 def test_closing_the_generator_stops_the_work(tmp_path: Path) -> None:
@@ -375,98 +392,6 @@ def test_no_ticked_document_is_told(tmp_path: Path) -> None:
         document = site.add(page, "a.txt", *PAGES)
         site.handlers.choose(page, document.id, False)
         assert "ticked" in last(site.handlers.ask(page, "When?")).error
-
-
-ERRORS = [
-    QueueFullError("256 requests wait already. Try again later."),
-    DeadlineExceededError("The answer took longer than 5 s. Allow more."),
-    InsufficientMemoryError("It takes 9 GiB, 1 GiB are free.", needed_bytes=9, free_bytes=1),
-    ModelError("The model is damaged. Install it again."),
-]
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("where", ["model", "prefill", "stream", "words"])
-def test_errors_of_the_engine_come_as_their_message(
-    tmp_path: Path, error: Exception, where: str
-) -> None:
-    model = _Failing(error, where)
-    with Site(tmp_path, model) as site:
-        page = site.page()
-        site.add(page, "a.txt", *PAGES)
-        model.armed = True
-        if where == "model":
-            site.model = None
-            site.handlers._backend._model = model.load
-        view = last(site.handlers.ask(page, "When?"))
-        assert (view.state, view.error) == ("failed", str(error))
-        assert view.text == ("one two" if where == "words" else "")
-        assert not page.busy
-        if where == "model":
-            assert view.question_id == ""
-        else:
-            details = site.handlers.history(page)[-1].details
-            assert (details["error"], details["finish_reason"]) == (str(error), "failed")
-
-
-def test_a_bug_is_logged_and_told_without_its_words(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = _Failing(RuntimeError("shape mismatch in /opt/secret/path"), "stream")
-    model.armed = True
-    with Site(tmp_path, model) as site, caplog.at_level(logging.ERROR):
-        page = site.page()
-        site.add(page, "a.txt", *PAGES)
-        view = last(site.handlers.ask(page, "When?"))
-    assert view.error.startswith("Something went wrong on the server (RuntimeError).")
-    assert "secret" not in view.error
-    assert "secret" in caplog.text
-
-
-class _Failing(ScriptedModel):
-    def __init__(self, error: Exception, where: str) -> None:
-        super().__init__(["one two three"])
-        self.error, self.where, self.armed = error, where, False
-
-    def load(self) -> Any:
-        raise self.error
-
-    def prefill(self, token_ids: Any, **more: Any) -> Any:
-        if self.armed and self.where == "prefill":
-            raise self.error
-        return super().prefill(token_ids, **more)
-
-    def stream(self, token_ids: Any, options: GenerationOptions, **more: Any) -> Any:
-        if self.armed and self.where == "stream":
-            raise self.error
-        generation = super().stream(token_ids, options, **more)
-        if self.armed and self.where == "words":
-            error = self.error
-
-            class Breaks(type(generation)):  # type: ignore[misc]
-                def __next__(self) -> str:
-                    if len(self._ends) == 2:
-                        raise error
-                    return str(super().__next__())
-
-            generation.__class__ = Breaks
-        return generation
-
-
-def test_an_answer_that_can_not_be_stored_is_shown_with_why(tmp_path: Path) -> None:
-    model = GatedModel([ANSWER])
-    model.reads.let()
-    with Site(tmp_path, model) as site:
-        page = site.page()
-        site.add(page, "a.txt", *PAGES)
-        run = InThread(site.handlers.ask(page, "When?"))
-        run.wait(lambda v: v.question_id, "the question is stored")
-        site.library.delete_conversation("ann", site.handlers.conversations(page)[0].id)
-        model.words.let()
-        view = run.end()
-        assert (view.state, view.text) == ("failed", "The contract ends in 2030.")
-        assert view.error
-        assert site.handlers.history(page) == []
 
 
 def test_a_cut_off_answer_says_so(tmp_path: Path) -> None:

@@ -74,9 +74,7 @@ def test_stop_in_the_middle_of_an_answer_leaves_the_engine_idle(tmp_path: Path, 
         assert len(details["words"]) < 2000
 
 
-def test_a_page_that_is_stopped_does_not_stop_the_one_beside_it(
-    tmp_path: Path, tiny: Tiny
-) -> None:
+def test_a_page_that_is_stopped_does_not_stop_the_one_beside_it(tmp_path: Path, tiny: Tiny) -> None:
     model = tiny(window=16, max_position_embeddings=20_000, limits=EngineLimits(max_running=1))
     with Site(tmp_path, model, _settings(SHORT)) as site:
         pages = [site.page(owner, "1") for owner in ("ann", "bob")]

@@ -122,7 +122,8 @@ def test_whatever_was_confirmed_survives_a_kill_at_any_moment(tmp_path: Path) ->
             stored, number = process.stdout.readline().split()
             confirmed[stored] = int(number)
         process.kill()
-        rest, _ = process.communicate()
+        rest = process.stdout.read()  # not communicate: it loses what was read ahead
+        process.communicate()
         for line in rest.splitlines(keepends=True):
             if line.endswith("\n"):
                 stored, number = line.split()

@@ -204,3 +204,26 @@ def test_neither_torch_nor_gradio_is_loaded_before_it_is_needed(module: str) -> 
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_twenty_at_once_get_their_own_answers(tmp_path: Path) -> None:
+    endings: dict[int, tuple[str, int, str]] = {}
+
+    def work(url: str, number: int) -> None:
+        path = tmp_path / f"report-{number}.txt"
+        path.write_text(f"Report {number}.\fThe contract ends in 2030. Number {number}.")
+        client = connect(url)
+        [sent] = client.predict([handle_file(str(path))], api_name="/upload")
+        view = client.submit("When does the contract end?", api_name="/ask").result()
+        [citation] = [c for c in view["citations"] if c["page"] == 2]
+        same = citation["document_id"] == sent["id"]
+        endings[number] = (view["state"], sent["pages"], sent["name"] if same else "another's")
+
+    pace = ("--word-pause", "0.05", "--window-pause", "0.1")
+    with served(tmp_path / "data", "--answer", ANSWER, *pace) as url:
+        threads = [threading.Thread(target=work, args=(url, n)) for n in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+    assert endings == {n: ("done", 2, f"report-{n}.txt") for n in range(20)}

@@ -219,6 +219,16 @@ def test_files_that_nobody_takes_are_limited_and_swept(
     assert browser.post("/files?name=a", headers=SENT, content=b"x").status_code == 200
 
 
+def test_a_full_disk_is_said_to_be_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", fail)
+    reply = site.browser("guest:a").post("/files?name=a", headers=SENT, content=b"x")
+    assert reply.status_code == 507
+    assert "disk" in reply.json()["error"]
+
+
 def test_a_form_of_another_site_can_not_upload(site: Site) -> None:
     assert site.browser("guest:a").post("/files?name=a", content=b"x").status_code == 400
 

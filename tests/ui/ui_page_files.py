@@ -76,7 +76,8 @@ def shading_bomb(steps: int = 50_000) -> bytes:
     return _file(
         [
             *_skeleton(_stream(b"/S0 sh"), b"/Shading << /S0 5 0 R >>"),
-            b"<< /ShadingType 1 /ColorSpace /DeviceGray /Matrix [612 0 0 792 0 0] /Function 6 0 R >>",
+            b"<< /ShadingType 1 /ColorSpace /DeviceGray /Matrix [612 0 0 792 0 0] /Function 6 0 R "
+            b">>",
             _stream(
                 program, b"/FunctionType 4 /Domain [0 1 0 1] /Range [0 1] /Filter /FlateDecode"
             ),

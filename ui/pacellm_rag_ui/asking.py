@@ -108,6 +108,8 @@ class _Asking:
             kept, asked, question = turns, None, self._question or ""
         question = checked_question(question, backend.settings.question_characters)
         chosen = backend.chosen(session)
+        if not backend.model_is_there:
+            run.show(replace(run.look(), status="Loading the model"))
         model = backend.model()
         run.check()
         reading = backend.reading(session, chosen, model)
@@ -129,8 +131,8 @@ class _Asking:
             library.set_conversation_documents(owner, session.conversation_id, documents)
         if asked is not None:
             library.truncate_conversation(owner, session.conversation_id, asked.id)
-        self._conversation_id = session.conversation_id
-        turn = library.add_turn(owner, self._conversation_id, "user", question)
+        turn = library.add_turn(owner, session.conversation_id, "user", question)
+        self._conversation_id = session.conversation_id  # from now on there is one to answer
         self.run.show(replace(self.run.look(), question_id=turn.id))
 
     def _ended(self, ended: Ended) -> AskView:

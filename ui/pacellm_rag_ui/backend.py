@@ -6,6 +6,7 @@ earlier turns as the model is to see them. Knows nothing of views.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-from pacellm_rag.errors import ConfigurationError
+from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.messages import Message
 from pacellm_rag.protocols import TextModel
 from pacellm_rag_ui.chosen_documents import DocumentKey, key_of, open_document
@@ -26,9 +27,12 @@ from pacellm_rag_ui.token_counts import TokenCounts
 
 __all__ = ["Backend", "documents_read", "messages_of"]
 
+logger = logging.getLogger(__name__)
+
 View = TypeVar("View")
 
 _NO_DOCUMENT = "There is no document yet. Add one to ask about."
+_LOADING = "The model is being loaded. Questions can be asked already; they wait for it."
 _NONE_CHOSEN = "No document is ticked. Tick those that the question is about."
 
 
@@ -43,6 +47,7 @@ class Backend:
     Attributes:
         sessions: the open pages.
         counts: tokens of single documents.
+        model_is_there: whether the model has been loaded.
     """
 
     def __init__(
@@ -57,7 +62,10 @@ class Backend:
         )
         self.counts = TokenCounts()
         self._model = model
+        self.model_is_there = False
         self._loading = threading.Lock()
+        self._starting = threading.Lock()
+        self._loader: threading.Thread | None = None
         self._working = threading.Lock()
         self._workers: set[Session] = set()
         self._last_worker: weakref.ref[Session] | None = None
@@ -69,7 +77,39 @@ class Backend:
             PaceLLMError: it can not be loaded.
         """
         with self._loading:
-            return self._model()
+            model = self._model()
+        self.model_is_there = True
+        return model
+
+    def model_soon(self, seconds: float = 1.0) -> TextModel:
+        """The model, for those who have something to show without it meanwhile.
+
+        Raises:
+            ModelError: it is being loaded, and that takes longer than `seconds`.
+            PaceLLMError: it can not be loaded.
+        """
+        if self.model_is_there:
+            return self.model()
+        with self._starting:
+            loader = self._loader
+            if loader is None:
+                loader = self._loader = threading.Thread(
+                    target=self._load, name="pacellm-page-model", daemon=True
+                )
+                loader.start()
+        loader.join(seconds)
+        if loader.is_alive():
+            raise ModelError(_LOADING)
+        return self.model()  # which, where that failed, tells why
+
+    def _load(self) -> None:
+        try:
+            self.model()
+        except Exception:
+            logger.debug("The model was not loaded; whoever needs it is told.", exc_info=True)
+        finally:
+            with self._starting:
+                self._loader = None
 
     def job(
         self,

@@ -37,7 +37,7 @@ def compare(backend: Backend, session: Session, question: str) -> Iterator[Compa
     try:
         question = checked_question(question, backend.settings.question_characters)
         chosen = backend.chosen(session)
-        if not has_banks(backend.model()):
+        if not has_banks(backend.model_soon()):
             yield CompareView(False, _NO_BANKS)
             return
     except Exception as error:

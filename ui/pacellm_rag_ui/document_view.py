@@ -123,7 +123,7 @@ def meter_html(meter: Meter) -> str:
     if not meter.documents:
         return ""
     if meter.message and not meter.window:
-        return notice(meter.message, "error")
+        return notice(meter.message, "warning")
     scale = max(meter.window, meter.total, 1)
     parts = [(d.title, d.tokens or 0, f"doc{n % 2}") for n, d in enumerate(chosen)]
     parts.append(("Instructions, conversation and question", meter.other_tokens, "other"))

@@ -36,7 +36,7 @@ class ExportedTurn(Protocol):
 
 
 def export_markdown(title: str, turns: Sequence[ExportedTurn]) -> str:
-    """A conversation as Markdown: questions as headings, citations as footnotes at the end.
+    """A conversation as Markdown: each question under a heading, citations as footnotes.
 
     Args:
         title: of the conversation.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -84,7 +85,7 @@ def build_layout(model_name: str, max_file_bytes: int, *, logged_in: bool) -> La
     return Layout(**made, memory_tab=tab)  # type: ignore[arg-type]
 
 
-def _html(value: str, **more: str) -> gr.HTML:
+def _html(value: str, **more: Any) -> gr.HTML:
     """HTML that only our own style sheet touches."""
     return gr.HTML(value, apply_default_css=False, **more)
 

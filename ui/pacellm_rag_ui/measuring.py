@@ -25,7 +25,7 @@ def measure(backend: Backend, session: Session, question: str = "") -> Meter:
     stored = backend.library.documents(session.owner)
     answer_tokens = session.options.max_new_tokens
     try:
-        model = backend.model()
+        model = backend.model_soon()
     except Exception as error:
         lines = _lines(stored, lambda document: document.tokens)
         return Meter(0, answer_tokens, lines, 0, 0, 0, fits=False, message=told(error))

@@ -38,6 +38,7 @@ _EXPERTS = (
     "Expert activity is not measured here: it takes a map of the model's experts (pacellm-rag "
     "cluster) and a reading of its own."
 )
+_SLACK = 4  # tokens: a point at the end of a document lies a little before that of its last page
 
 
 class LayerCounts(Protocol):
@@ -114,7 +115,7 @@ def has_banks(model: TextModel) -> bool:
 def memory_of(backend: Backend, session: Session) -> MemoryView:
     """What the banks did for the page's last answer; only counts that are of nobody else."""
     try:
-        model = backend.model()
+        model = backend.model_soon()
         handle = _handle_of(model)
         if handle is None:
             return MemoryView(False, layers_note=_NO_BANKS)
@@ -191,7 +192,7 @@ def _bands(reading: Reading, points: Sequence[MemoryPoint]) -> Iterator[PageBand
     totals = [(0, 0.0, 0.0, 0.0), *((point.end, *_summed(point)) for point in points)]
     for (start, tokens, high, middle), (end, tokens_now, high_now, middle_now) in pairwise(totals):
         looked_up = tokens_now - tokens
-        first, last = bisect_right(ends, start), bisect_left(ends, end)
+        first, last = bisect_right(ends, start + _SLACK), bisect_left(ends, end)
         if looked_up <= 0 or first >= len(ends):
             continue
         replaced = (high_now - high) / looked_up

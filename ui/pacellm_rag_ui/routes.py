@@ -95,6 +95,8 @@ def build_router(parts: RouteParts) -> APIRouter:
             return _error(413, str(error))
         except ClientDisconnect:
             return _error(400, "The upload was broken off.")
+        except OSError:
+            return _error(507, "The server could not write the file; its disk may be full.")
         return JSONResponse({"token": token})
 
     return router

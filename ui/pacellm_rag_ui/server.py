@@ -88,5 +88,6 @@ def build_server(
         max_file_bytes=max_file_bytes,
         logged_in=accounts is not None,
         welcome=welcome,
+        ready=ready,
     )
     return mount_page(server, page)

@@ -5,10 +5,13 @@ Each takes what the page's script or a component sent, asks the handlers and dra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
 from pacellm_rag.errors import ConfigurationError, PaceLLMError
 from pacellm_rag_ui.document_view import documents_html, reports_html
@@ -27,6 +30,7 @@ _LIGHT: dict[str, Any] = {
     "concurrency_limit": None,
     "trigger_mode": "multiple",
 }
+_LONGEST_LOADING = 1800.0  # seconds that an open page waits for the model to be there
 
 
 class SideEvents:
@@ -51,7 +55,7 @@ class SideEvents:
             None,
             [at.documents, at.conversations, at.history, *settings],
             **_LIGHT,
-        ).then(self.measure, at.question, [at.documents, at.meter], **_LIGHT)
+        ).then(self.first_measure, at.question, [at.documents, at.meter], **_LIGHT)
         blocks.unload(self.leave)
         at.question.blur(self.measure, at.question, [at.documents, at.meter], **_LIGHT)
         at.bridge.upload(
@@ -101,6 +105,19 @@ class SideEvents:
         """The page was closed."""
         if request.username and request.session_hash:
             self._handlers.leave(request.username, request.session_hash)
+
+    async def first_measure(
+        self, question: str, request: gr.Request
+    ) -> AsyncIterator[tuple[str, str]]:
+        """Documents and meter, and once more when the model has been loaded meanwhile."""
+        loaded = self._parts.ready()
+        yield await run_in_threadpool(self.measure, question, request)
+        session = self._parts.session(request)
+        end = time.monotonic() + _LONGEST_LOADING
+        while not self._parts.ready() and not session.left and time.monotonic() < end:
+            await asyncio.sleep(0.5)
+        if not loaded and not session.left:
+            yield await run_in_threadpool(self.measure, question, request)
 
     def measure(self, question: str, request: gr.Request) -> tuple[str, str]:
         """Documents and meter anew."""

@@ -153,9 +153,9 @@ class _Upload:
         return next((each for each in documents if each.content_id == document.id), None)
 
     def _count(self, document: Document) -> int | None:
-        """Its tokens; None where there is no model to count with, which the meter tells."""
+        """Its tokens; None where there is no model to count with (yet), which the meter tells."""
         try:
-            tokenizer = self._backend.model().tokenizer
+            tokenizer = self._backend.model_soon().tokenizer
         except PaceLLMError:
             return None
         return self._backend.counts.count(tokenizer, document, None)
