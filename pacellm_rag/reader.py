@@ -252,6 +252,7 @@ class DocumentReader:
             prompt.token_ids,
             options,
             layout=self._layout(prompt),
+            progress=progress,
             cancel=cancel,
             attend_to=token_ranges(prompt.offsets, spans) if cite else (),
         )

@@ -101,6 +101,7 @@ def test_no_more_documents_are_worked_on_than_the_settings_say(
         page = _three(site)
         run = InThread(site.handlers.ask_every(page, "Which fruit?"))
         until(lambda: model.reads.arrived >= min(at_once, 3), "as many as may")
+        run.wait(lambda v: v.rows, "there is something to see")
         states = [row.answer.state for row in run.views[-1].rows]
         assert states.count("reading") <= at_once
         assert model.reads.arrived == min(at_once, 3)
