@@ -7,7 +7,8 @@ stands in the README) and, last, a line of JSON.
     make peers && PYTHONPATH=build/peers python benchmarks/integrations.py
 
 The others' packages are installed beside, without their dependencies (`make peers`): their pins
-contradict ours.
+contradict ours. Over 400 lines because the checks, and how each framework is spoken to, are one
+list that is read side by side.
 """
 
 from __future__ import annotations
