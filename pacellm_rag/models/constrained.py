@@ -1,8 +1,8 @@
 """Answers that keep to a JSON schema or call tools rightly, enforced token by token.
 
 llguidance tells which tokens may come next. On top of it, an answer is brought to a valid end
-before its tokens run out: after every token that could come, the shortest way to close everything
-that is open is known, and the model is followed only as long as what is left is enough for that.
+before its tokens run out: at every token a way to close everything that is open is known, and the
+model is followed only as long as what is left is enough for one.
 
 Knows tokens and logits; knows nothing of engines.
 """
