@@ -177,6 +177,8 @@ def test_an_attack_in_a_plain_text_is_dead_and_shown(attack: str) -> None:
 @given(TEXTS)
 @example("`<img src=x>``<img src=x>`")
 @example("]``(https://evil.example)")
+@example("```\n[```mermaid")
+@example("``````mermaid` ```\tmermaid")
 def test_no_answer_is_alive(text: str) -> None:
     assert_inert(safe_markdown(text))
     assert_inert(safe_markdown(text, complete=False))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import quote as url_quote
@@ -44,7 +45,7 @@ _LIVE = re.compile(
     r"|(?P<www>(?<=[wW]{3})\.)"
     r"|(?P<mail>(?<=\S)@(?=[\w\-]))"
     r"|(?P<math>\$(?=\$))"
-    r"|(?P<diagram>`(?=\s*(?i:mermaid)))"
+    r"|(?P<diagram>(?<=``)`(?=\s*(?i:mermaid)))"
 )
 _SIGNS = re.compile(r"[!-/:-@\[-`{-~]")
 _MARKDOWN_SIGNS = re.compile(r"[\\`*_\[\]<|~]|&(?=[#\w])|^[-+=>#]")
@@ -230,14 +231,19 @@ def _break(line: str, *, code: bool) -> str:
     is put in; elsewhere the entity looks as if nothing had happened.
     """
     if code:
-        return _LIVE.sub(r"\g<0> ", line)
-    pieces, done = [], 0
-    for match in _CODE.finditer(line):
-        pieces.append(_LIVE.sub(_entity, line[done : match.start()]))
-        pieces.append(_LIVE.sub(r"\g<0> ", match.group()))
-        done = match.end()
-    pieces.append(_LIVE.sub(_entity, line[done:]))
-    return "".join(pieces)
+        return _LIVE.sub(_blank, line)
+    borders = [border for span in _CODE.finditer(line) for border in span.span()]
+
+    def broken(match: re.Match[str]) -> str:
+        inside = bisect_right(borders, match.start()) % 2
+        return _blank(match) if inside else _entity(match)
+
+    return _LIVE.sub(broken, line)
+
+
+def _blank(match: re.Match[str]) -> str:
+    """The sign with a blank beside it; before a diagram's, which may have blanks after it."""
+    return f" {match.group()}" if match["diagram"] else f"{match.group()} "
 
 
 def _entity(match: re.Match[str]) -> str:
