@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pacellm_rag.models.engine_limits import EngineLimits as EngineLimits
     from pacellm_rag.models.loading import load_model as load_model
     from pacellm_rag.models.loading import load_tokenizer as load_tokenizer
+    from pacellm_rag.models.readings import forget_readings as forget_readings
     from pacellm_rag.models.shared import release_shared_models as release_shared_models
     from pacellm_rag.models.shared import shared_model as shared_model
     from pacellm_rag.models.shared import shared_tokenizer as shared_tokenizer
@@ -49,6 +50,7 @@ _HOMES = {
     "PaceLLMError": "pacellm_rag.errors",
     "Page": "pacellm_rag.documents",
     "Plan": "pacellm_rag.context.planning",
+    "forget_readings": "pacellm_rag.models.readings",
     "load_document": "pacellm_rag.documents",
     "load_documents": "pacellm_rag.documents",
     "load_model": "pacellm_rag.models.loading",

@@ -24,6 +24,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelError",
     "ModelNotInstalledError",
+    "NoEffectError",
     "PaceLLMError",
     "QueueFullError",
 ]
@@ -73,6 +74,10 @@ class ModelError(PaceLLMError):
 
 class ModelNotInstalledError(ModelError):
     """The default model is not on this machine yet; the message holds the command to run."""
+
+
+class NoEffectError(PaceLLMError):
+    """What was to be compared with the plain model changed not a bit of what it computes."""
 
 
 class ContextOverflowError(PaceLLMError):

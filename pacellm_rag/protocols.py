@@ -72,10 +72,17 @@ class PromptLayout:
         message_starts: as in `EncodedPrompt`.
         document_ends: tokens up to the end of each document: where other prompts may go on
             otherwise, so that reading goes on from there.
+        sources: ids of the documents, each with its first token: by these what has been read of
+            them can be forgotten (`forget_readings`).
     """
 
     message_starts: tuple[int, ...] = ()
     document_ends: tuple[int, ...] = ()
+    sources: tuple[tuple[str, int], ...] = ()
+
+    def sources_before(self, end: int) -> frozenset[str]:
+        """The documents that the first `end` tokens hold something of."""
+        return frozenset(name for name, first in self.sources if first < end)
 
 
 ONE_MESSAGE: Final = PromptLayout()

@@ -105,6 +105,11 @@ class DocumentReader:
         """What has been read; None before `read`."""
         return self._reading.receipt if self._reading else None
 
+    @property
+    def state(self) -> ContextState | None:
+        """What the model keeps of the documents; None before `read` and after `close`."""
+        return self._reading.state if self._reading else None
+
     def plan(
         self,
         question: str = "",
@@ -137,8 +142,11 @@ class DocumentReader:
             (base + start, base + start + len(self.packed.text[start:end].rstrip()))
             for start, end in self.packed.document_spans
         ]
-        ends = tuple(max(end - 1, 1) for _, end in token_ranges(prompt.offsets, spans))
-        return PromptLayout(prompt.message_starts, ends)
+        ranges = token_ranges(prompt.offsets, spans)
+        ends = tuple(max(end - 1, 1) for _, end in ranges)
+        ids = [document.id for document in self.documents]
+        sources = tuple((each, first) for each, (first, _) in zip(ids, ranges, strict=True))
+        return PromptLayout(prompt.message_starts, ends, sources)
 
     def read(
         self,

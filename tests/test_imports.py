@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pacellm_rag"
+PAGE = Path(__file__).parents[1] / "ui" / "pacellm_rag_ui"
 
 # layer -> first-party layers it may import, third-party packages it may import
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
@@ -34,7 +35,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
             "llguidance", "platformdirs", "numpy", "psutil",
         },
     ),
-    "evaluation": (set(), set()),
+    "evaluation": (
+        {
+            "answer", "context", "documents", "errors", "files", "messages", "models", "pace",
+            "protocols", "reader",
+        },
+        {"filelock", "lm_eval", "psutil", "torch", "transformers"},
+    ),
     "answer": ({"protocols", "context"}, set()),
     "reader": ({"errors", "protocols", "documents.types", "context", "answer"}, set()),
     "testing": (
@@ -44,10 +51,32 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "cli": (
         {
             "errors", "files", "protocols", "settings", "documents", "context", "pace", "models",
-            "answer", "reader",
+            "answer", "evaluation", "reader",
         },
         {"click", "rich", "transformers", "huggingface_hub"},
     ),
+}  # fmt: skip
+
+
+# What the page may import of the package: nothing that loads torch, or a parser, into its process.
+PAGE_FIRST_PARTY = {
+    "answer", "chat", "context", "documents", "errors", "messages", "models.inspection",
+    "protocols", "reader",
+}  # fmt: skip
+# third-party package -> the page's modules that may import it
+PAGE_THIRD_PARTY: dict[str, set[str]] = {
+    "gradio": {
+        "answer_events", "app", "layout", "page_parts", "program_events", "side_events",
+    },
+    "fastapi": {"app", "routes", "server"},
+    "starlette": {"gate", "routes", "server", "side_events"},
+    "uvicorn": {"serving"},
+    "click": {"command"},
+    "platformdirs": {"command"},
+    "filelock": {"library", "process_folder"},
+    "markdown_it": {"markup"},
+    "pypdfium2": {"page_drawing"},
+    "PIL": {"page_drawing"},
 }  # fmt: skip
 
 
@@ -84,6 +113,28 @@ def test_a_layer_imports_only_what_lies_below_it(path: Path) -> None:
             assert top in third_party, f"{path.name} ({layer}) must not import {name}"
 
 
+@pytest.mark.parametrize("path", sorted(PAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_a_module_of_the_page_imports_only_what_it_is_for(path: Path) -> None:
+    for name in imports_of(path):
+        top, _, inner = name.partition(".")
+        if top == "pacellm_rag":
+            allowed = any(inner == a or inner.startswith(f"{a}.") for a in PAGE_FIRST_PARTY)
+            assert allowed or not inner, f"{path.name} must not import {name}"
+        elif top == "pacellm_rag_ui":
+            # it can abort its process, which is therefore one that draws a single page
+            assert inner != "page_drawing", f"{path.name} must not import {name}"
+        elif top not in sys.stdlib_module_names:
+            allowed = path.stem in PAGE_THIRD_PARTY.get(top, set())
+            assert allowed, f"{path.name} must not import {name}"
+
+
+def test_the_pages_table_names_nothing_that_is_not_there() -> None:
+    for package, modules in PAGE_THIRD_PARTY.items():
+        for module in modules:
+            found = {name.partition(".")[0] for name in imports_of(PAGE / f"{module}.py")}
+            assert package in found, f"{module} does not import {package}"
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -92,6 +143,12 @@ def test_a_layer_imports_only_what_lies_below_it(path: Path) -> None:
         "pacellm_rag.reader",
         "pacellm_rag.chat",
         "pacellm_rag.cli",
+        "pacellm_rag.models.inspection",
+        "pacellm_rag.evaluation.longbench",
+        "pacellm_rag.evaluation.infinitebench",
+        "pacellm_rag.evaluation.needle",
+        "pacellm_rag.evaluation.packed",
+        "pacellm_rag.evaluation.mydocs",
     ],
 )  # fmt: skip
 def test_light_modules_load_no_heavy_library(module: str) -> None:

@@ -87,6 +87,19 @@ def test_the_receipt_names_what_was_read_and_what_has_no_text() -> None:
     assert asked.read() is receipt is asked.receipt
 
 
+def test_the_state_of_what_was_read_is_there_until_it_is_let_go() -> None:
+    asked, model = reader()
+    assert asked.state is None
+    asked.ask("Who?")
+    state = asked.state
+    assert state is not None
+    assert tuple(state.token_ids) == model.prefills[0]
+    asked.ask("When?")
+    assert asked.state is state
+    asked.close()
+    assert asked.state is None
+
+
 def test_progress_is_told_while_reading() -> None:
     asked, _ = reader(window=20)
     seen: list[ReadProgress] = []

@@ -21,6 +21,7 @@ from pacellm_rag.cli.cache import cache
 from pacellm_rag.cli.calibrate import calibrate
 from pacellm_rag.cli.chat import chat
 from pacellm_rag.cli.cluster import cluster
+from pacellm_rag.cli.evaluate import evaluation
 from pacellm_rag.cli.models import models
 from pacellm_rag.cli.options import debug_option, wants_traceback
 from pacellm_rag.cli.terminal import Terminal
@@ -31,12 +32,13 @@ from pacellm_rag.errors import (
     DocumentError,
     MissingDependencyError,
     ModelError,
+    NoEffectError,
     PaceLLMError,
 )
 
 __all__ = ["main", "shell"]
 
-UNEXPECTED, USAGE, DOCUMENT, OVERFLOW, MODEL = 1, 2, 3, 4, 5
+UNEXPECTED, USAGE, DOCUMENT, OVERFLOW, MODEL, NO_EFFECT = 1, 2, 3, 4, 5, 6
 INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 
 _EXIT_CODES: tuple[tuple[type[PaceLLMError], int], ...] = (
@@ -45,6 +47,7 @@ _EXIT_CODES: tuple[tuple[type[PaceLLMError], int], ...] = (
     (MissingDependencyError, DOCUMENT),  # a library that reads one kind of file
     (ContextOverflowError, OVERFLOW),
     (ModelError, MODEL),
+    (NoEffectError, NO_EFFECT),
     (CancelledError, INTERRUPTED),
 )
 _HELP = """Ask local language models about whole documents.
@@ -65,6 +68,7 @@ Exit codes:
     3  a document can not be read
     4  the documents do not fit the model's context window
     5  the model can not be loaded, or is not installed
+    6  an arm of an evaluation had no effect
   130  stopped with Ctrl-C
   141  the program that read the output has ended
 
@@ -150,6 +154,7 @@ shell.add_command(cache)
 shell.add_command(calibrate)
 shell.add_command(chat)
 shell.add_command(cluster)
+shell.add_command(evaluation)
 shell.add_command(models)
 
 

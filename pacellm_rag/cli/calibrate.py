@@ -7,11 +7,9 @@ with. Most models are best left plain, and then it says so.
 from __future__ import annotations
 
 import json
-import lzma
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +20,8 @@ from pacellm_rag.cli.options import debug_option
 from pacellm_rag.cli.terminal import Terminal
 from pacellm_rag.context.packing import PackedContext, pack_context
 from pacellm_rag.context.prompts import build_messages
-from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.errors import ConfigurationError, ContextOverflowError
+from pacellm_rag.evaluation.qa_data import Row, draw_contexts, load_rows
 from pacellm_rag.models.default_model import DEFAULT_MODEL, default_model_folder
 
 if TYPE_CHECKING:
@@ -46,15 +44,6 @@ setting, so this takes long.
 Each line of the data is one page:
   {"title": "...", "context": "...", "questions": [["...", ["answer", ...]], ...]}
 """
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One page of the data, with its answerable questions."""
-
-    title: str
-    context: str
-    questions: tuple[tuple[str, str], ...]
 
 
 def _layers(
@@ -108,7 +97,7 @@ def calibrate(
     seed: int,
 ) -> None:
     """Runs the search; the command's help is `_HELP`."""
-    rows = _load_rows(data, source)
+    rows = load_rows(data, source=source)
     drawn = _draw(rows, contexts, pages, questions, random.Random(seed))
     if out is not None and not out.parent.is_dir():
         raise ConfigurationError(f"There is no folder {out.parent} to write {out.name} to.")
@@ -151,93 +140,16 @@ def calibrate(
         terminal.note(f"Written to {out}")
 
 
-def _load_rows(path: Path, source: str | None) -> list[_Row]:
-    """The pages with answerable questions.
-
-    Raises:
-        ConfigurationError: the file can not be read, or holds none.
-    """
-    rows: list[_Row] = []
-    try:
-        with (
-            lzma.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".xz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows += _rows_of(line, source, f"line {number} of {path}")
-    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The data in {path} can not be read: {error}.") from error
-    if not rows:
-        of = "" if source is None else f" of the source {source!r}"
-        raise ConfigurationError(f"{path} holds no page{of} with a question and its answer.")
-    return rows
-
-
-def _rows_of(line: str, source: str | None, place: str) -> Iterator[_Row]:
-    try:
-        values = json.loads(line)
-        if source is not None and values.get("source") != source:
-            return
-        questions = tuple(
-            (str(question), str(answers[0]))
-            for question, answers in values["questions"]
-            if answers and str(question).strip() and str(answers[0]).strip()
-        )
-        title, context = str(values.get("title") or ""), str(values.get("context") or "")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(
-            f"The data at {place} is not as needed ({type(error).__name__}: {error}); see "
-            "pacellm-rag calibrate --help."
-        ) from error
-    if context and questions:
-        yield _Row(title, context, questions)
-
-
 def _draw(
-    rows: Sequence[_Row], contexts: int, pages: int, questions: int, rng: random.Random
+    rows: Sequence[Row], contexts: int, pages: int, questions: int, rng: random.Random
 ) -> list[tuple[PackedContext, list[tuple[str, str]]]]:
-    """Packs pages of the same title as documents, and draws questions about them.
-
-    No page is in two contexts, and no title either as long as there are others.
-    """
-    if contexts * pages > len(rows):
-        raise ConfigurationError(
-            f"The data hold {len(rows)} pages with answers; {contexts} contexts of {pages} need "
-            f"{contexts * pages}. Lower --contexts or --pages."
-        )
-    by_title: dict[str, list[_Row]] = {}
-    for index, row in enumerate(rows):
-        by_title.setdefault(row.title or f"\n{index}", []).append(row)
-    articles = list(by_title.values())
-    rng.shuffle(articles)
-    # the first pages of every article, then the next of those that have more
-    queue: list[list[_Row]] = []
-    for start in range(0, max(map(len, articles)), pages):
-        queue += [article[start : start + pages] for article in articles if article[start:]]
+    """Packs pages of the same title as documents, and draws questions with their first answers."""
     drawn: list[tuple[PackedContext, list[tuple[str, str]]]] = []
-    left = iter(queue)
-    for _ in range(contexts):
-        documents: list[list[_Row]] = []
-        while (room := pages - sum(map(len, documents))) > 0:
-            part = next(left, None)
-            if part is None:
-                raise ConfigurationError(
-                    f"The pages of the data fill {len(drawn)} contexts of {pages}, not {contexts}. "
-                    "Lower --contexts or --pages."
-                )
-            documents.append(part[:room])
-        pool = [pair for document in documents for row in document for pair in row.questions]
+    for context in draw_contexts(rows, [pages] * contexts, rng):
+        pool = [(q.text, q.answers[0]) for placed in context.rows for q in placed.row.answerable]
         asked = rng.sample(pool, min(questions, len(pool)))
-        drawn.append((pack_context([_document(document) for document in documents]), asked))
+        drawn.append((pack_context(context.documents), asked))
     return drawn
-
-
-def _document(rows: Sequence[_Row]) -> Document:
-    title = rows[0].title or "Untitled"
-    pages = tuple(Page(i, str(i), row.context) for i, row in enumerate(rows, 1))
-    return Document(title, title, pages)
 
 
 def _sample(

@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -33,7 +33,7 @@ from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.request import Event, Request
 from pacellm_rag.models.runner import RequestRunner, is_out_of_memory
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "live_engines"]
 
 _AHEAD = 4  # pieces that an answer may be ahead of its caller
 _LINGER = 2.0  # seconds that the worker waits for more before it ends
@@ -44,6 +44,11 @@ T = TypeVar("T")
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _workers: set[threading.Thread] = set()  # those that may still be alive
+
+
+def live_engines() -> list[Engine]:
+    """All engines of this process."""
+    return list(_engines)
 
 
 @atexit.register
@@ -170,6 +175,24 @@ class Engine:
             raise job.error
         return job.value  # type: ignore[return-value]
 
+    def forget(self, documents: Collection[str]) -> None:
+        """Forgets what was read of some documents, and keeps nothing of what is being read of them.
+
+        Waits for the window or token that is under way, and for what is being written to disk.
+        What is on disk by then is for `readings.forget_documents` to remove.
+        """
+        archive = self.runner.archive
+
+        def work() -> None:
+            with self._lock:
+                here = [*self._queue, *self._running]
+            self.runner.forget(documents, here)
+
+        if not self._stopping:
+            self.call(work)
+        if archive is not None:
+            archive.forget(documents)
+
     def stop(self) -> None:
         """Ends the worker after the window or token that is under way, for good.
 
@@ -203,6 +226,13 @@ class Engine:
                 raise QueueFullError(
                     f"{waiting} requests wait for the model already, and no more than "
                     f"{self.limits.max_queue} may (max_queue). Try again later."
+                )
+            here = waiting + sum(1 for other in self._running if not other.closed)
+            if here >= self.limits.most_alive:
+                raise QueueFullError(
+                    f"{here} requests are there already, of which {here - waiting} have begun, and "
+                    f"no more than {self.limits.most_alive} may be (max_running and max_queue "
+                    "together). Take what was begun to its end or close it, or try again later."
                 )
             request.submitted = True
             self._queue.append(request)
@@ -273,6 +303,8 @@ class Engine:
         return bool(self._queue) and self._free_places() > 0
 
     def _free_places(self) -> int:
+        # Without those whose callers pause: where one caller takes words of many answers in turn,
+        # these would wait for places that only their own caller can make free.
         return self.limits.max_running - sum(1 for r in self._running if r.wants_work)
 
     def _admit(self) -> list[Request]:

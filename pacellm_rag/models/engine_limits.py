@@ -14,8 +14,11 @@ class EngineLimits:
     """What an engine may take.
 
     Attributes:
-        max_running: requests that are worked on at a time.
-        max_queue: requests that may wait for that.
+        max_running: requests that are worked on at a time, and most rows of a forward pass. An
+            answer whose caller takes no more of it, and has some pieces ahead, is not worked on: it
+            leaves its place to others, though its branch stays in memory until it is closed.
+        max_queue: requests that may wait for that. Together with `max_running` it is also the most
+            that may be there at all, those that pause included.
         cache_bytes: of memory for what has been read and nobody uses; None for a quarter of what
             the device has.
 
@@ -35,3 +38,8 @@ class EngineLimits:
             )
         if self.cache_bytes is not None and self.cache_bytes < 0:
             raise ConfigurationError(f"cache_bytes is {self.cache_bytes}; it must be 0 or more.")
+
+    @property
+    def most_alive(self) -> int:
+        """Most requests that have been begun, or wait, and are not over."""
+        return self.max_running + self.max_queue

@@ -11,8 +11,11 @@ import functools
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from pacellm_rag.models.engine import Engine
+from pacellm_rag.models.inspecting import memory_points
+from pacellm_rag.models.inspection import MemoryPoint
+from pacellm_rag.models.prefix_cache import Node
 from pacellm_rag.models.request import Answering, Event, PinnedNode, Request
-from pacellm_rag.protocols import FinishReason, ProgressCallback
+from pacellm_rag.protocols import ONE_MESSAGE, FinishReason, ProgressCallback, PromptLayout
 
 __all__ = ["Generation", "PrefixState", "pull_all"]
 
@@ -21,12 +24,25 @@ class PrefixState:
     """A token prefix that has been read (`protocols.ContextState`).
 
     It stays in memory as long as this object lives.
+
+    Args:
+        token_ids: the tokens.
+        reused: how many of them had been read before.
+        node: their end in the prefix cache.
+        layout: where their messages begin and their documents end.
     """
 
-    def __init__(self, token_ids: Sequence[int], reused: int, node: PinnedNode) -> None:
+    def __init__(
+        self,
+        token_ids: Sequence[int],
+        reused: int,
+        node: PinnedNode,
+        layout: PromptLayout = ONE_MESSAGE,
+    ) -> None:
         self._token_ids = tuple(token_ids)
         self._reused = reused
         self._node = node
+        self._layout = layout
 
     @property
     def token_ids(self) -> Sequence[int]:
@@ -37,6 +53,29 @@ class PrefixState:
     def tokens_reused(self) -> int:
         """Of these, how many had been read before."""
         return self._reused
+
+    @property
+    def layout(self) -> PromptLayout:
+        """Where the messages begin and the documents end."""
+        return self._layout
+
+    @property
+    def node(self) -> Node:
+        """Their end in the prefix cache, pinned there by this object."""
+        return self._node.node
+
+    @property
+    def root(self) -> Node | None:
+        """Where the prefix cache that holds them begins."""
+        return self.node.path()[0].parent
+
+    def memory_report(self) -> tuple[MemoryPoint, ...]:
+        """The counts of the memory banks where the engine kept them (`inspection.MemoryReport`).
+
+        That is at the ends of documents, every few thousand tokens, and at the end; empty
+        without banks. It is the same for what was read, reused or restored from disk.
+        """
+        return memory_points(self.node)
 
 
 def pull_all(engine: Engine, request: Request, progress: ProgressCallback | None) -> None:

@@ -21,8 +21,11 @@ from pacellm_rag.models.constrained import ConstraintCompiler
 from pacellm_rag.models.decoder import Decoder
 from pacellm_rag.models.engine import Engine
 from pacellm_rag.models.engine_limits import EngineLimits
+from pacellm_rag.models.expert_watch import ExpertWatch, experts_file
 from pacellm_rag.models.generation import Generation, PrefixState, pull_all
 from pacellm_rag.models.head_probe import find_retrieval_heads
+from pacellm_rag.models.inspecting import walk
+from pacellm_rag.models.inspection import Inspection
 from pacellm_rag.models.kv_cache import KVCacheKind, KVStorage
 from pacellm_rag.models.planning import MemoryNeeds, ReadingRate, total_memory
 from pacellm_rag.models.prefix_cache import PrefixCache
@@ -36,9 +39,11 @@ from pacellm_rag.models.text_stream import TextStream
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from pacellm_rag.pace.attach import PaceHandle, attach
 from pacellm_rag.pace.config import PaceConfig
+from pacellm_rag.pace.expert_map import ExpertMap
 from pacellm_rag.protocols import (
     ONE_MESSAGE,
     CancelSignal,
+    ContextState,
     GenerationOptions,
     ProgressCallback,
     PromptLayout,
@@ -231,7 +236,7 @@ class PaceModel:
         pull_all(engine, request, progress)
         assert request.result is not None
         engine.runner.rate.save()
-        return PrefixState(token_ids, request.reused or 0, request.result)
+        return PrefixState(token_ids, request.reused or 0, request.result, layout)
 
     def stream(
         self,
@@ -286,6 +291,44 @@ class PaceModel:
         """What reading a prompt and answering it would take; see `protocols.TextModel.cost`."""
         keys = token_keys(token_ids, layout, by_message=self.pace is not None)
         return self.engine.runner.cost(keys, new_tokens)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the folder that the model came from holds a map of its experts."""
+        return experts_file(self.module) is not None
+
+    def inspect(
+        self,
+        state: ContextState,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        top: int = 12,
+        progress: ProgressCallback | None = None,
+        cancel: CancelSignal | None = None,
+    ) -> Inspection:
+        """Watches banks and experts, range by range; see `inspection.Inspectable.inspect`."""
+        engine = self.engine
+        if not isinstance(state, PrefixState) or state.root is not engine.runner.cache.root:
+            raise ConfigurationError(
+                "What was read was not read by this model; give what its prefill returned."
+            )
+        ids, path = state.token_ids, experts_file(self.module)
+        watch = None
+        if path is not None:
+            watch = ExpertWatch(self.module, ExpertMap.load(path), ids, ranges)
+        banks = walk(
+            engine,
+            state.node,
+            ids,
+            ranges,
+            starts=state.layout.message_starts,
+            watch=watch,
+            progress=progress,
+            cancel=cancel,
+        )
+        if watch is None:
+            return Inspection(banks, ())
+        return Inspection(banks, watch.liveliest(top, lambda token: self.tokenizer.decode([token])))
 
     def flush(self) -> None:
         """Waits until what has been read is on disk, where it is kept there."""

@@ -1,4 +1,4 @@
-"""One writer per piece, across threads and processes, and what killed writers leave behind.
+"""One writer per piece, across threads and processes, and what is left behind of pieces.
 
 The operating system frees a lock when its process dies, so a lock file that is left over holds
 nobody up. Knows names of files only.
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 __all__ = ["clear_leftovers", "only_writer"]
 
-_LEFTOVER = re.compile(r"([0-9a-f]{64})\.(?:lock|[^.]*\.partial)")
+_LEFTOVER = re.compile(r"([0-9a-f]{64})\.(?:lock|documents|[^.]*\.partial)")
 
 
 @contextlib.contextmanager
@@ -47,16 +47,20 @@ def only_writer(folder: Path, key: str) -> Iterator[bool]:
 def clear_leftovers(folder: Path) -> int:
     """Removes unfinished files and locks of writers that do not live any more.
 
+    Also what was noted of pieces that have been removed.
+
     Returns:
         How many bytes the unfinished files had.
 
     Raises:
         OSError: the folder can not be listed.
     """
+    paths = list(folder.iterdir())
+    there = {path.name.partition(".")[0] for path in paths if path.suffix == ".safetensors"}
     left: dict[str, list[Path]] = {}
-    for path in folder.iterdir():
+    for path in paths:
         named = _LEFTOVER.fullmatch(path.name)
-        if named is not None:
+        if named is not None and not (path.suffix == ".documents" and named[1] in there):
             left.setdefault(named[1], []).append(path)
     freed = 0
     for key, paths in left.items():
@@ -64,5 +68,7 @@ def clear_leftovers(folder: Path) -> int:
             for path in paths if alone else ():
                 if path.suffix == ".partial":
                     freed += path.stat().st_size
+                    path.unlink()
+                elif path.suffix == ".documents" and not any(folder.glob(f"{key}.*.safetensors")):
                     path.unlink()
     return freed

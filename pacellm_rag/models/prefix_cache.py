@@ -6,14 +6,16 @@ from any token, and edges are split wherever a new prompt leaves them. Where the
 (memory banks, sliding windows), it can go on only from nodes with a `Snapshot` of that state.
 
 What nobody uses is forgotten, least recently used leaves first, when the tree holds more bytes
-than its limit; what is pinned is not. Knows token ids and tensors; knows nothing of models.
+than its limit; what is pinned is not. Every node knows which documents were begun by its end, for
+each reading that went through it: when the documents of all of them are to be forgotten, it goes.
+Knows token ids and tensors; knows nothing of models.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +24,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from pacellm_rag.models.kv_cache import Block, Part, layers_bytes
 from pacellm_rag.pace.layer_memory import LayerMemory
+from pacellm_rag.protocols import ONE_MESSAGE, PromptLayout
 
 __all__ = ["Node", "PrefixCache", "Snapshot", "Tokens", "common_length"]
 
@@ -56,6 +59,7 @@ class Node:
         end: tokens from the root on.
         snapshot: the state at `end`; None where there is none, or none is needed.
         children: by their first token.
+        readings: of each reading that went through it, the documents begun by its end.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Node:
         self.snapshot = snapshot
         self.end: int = len(tokens) + (parent.end if parent is not None else 0)
         self.children: dict[int, Node] = {}
+        self.readings: set[frozenset[str]] = set()
         self.pins = 0
         self.used = 0
 
@@ -161,6 +166,7 @@ class PrefixCache:
         middle = part.start + at
         upper = Node(parent, node.tokens[:at], Part(part.block, part.start, middle), None)
         upper.used = node.used
+        upper.readings = set(node.readings)
         parent.children[int(node.tokens[0])] = upper
         node.parent, node.tokens = upper, node.tokens[at:]
         node.part = Part(part.block, middle, part.end)
@@ -173,6 +179,7 @@ class PrefixCache:
         start: int,
         block: Block,
         points: Sequence[tuple[int, Snapshot | None]],
+        layout: PromptLayout = ONE_MESSAGE,
     ) -> Node:
         """Adds what was read, up to the last of the points.
 
@@ -181,6 +188,7 @@ class PrefixCache:
             start: where `block` begins; everything before must be in the tree.
             block: holds the keys and values from `start` to the last point at least.
             points: token counts, ascending, at which nodes are to end, with their snapshots.
+            layout: of the prompt, which tells the documents in it.
 
         Returns:
             The node of the last point.
@@ -191,6 +199,8 @@ class PrefixCache:
                 node = self._extend(node, tokens[:end], start, block)
                 if snapshot is not None and node.snapshot is None:
                     node.snapshot = snapshot
+            for each in node.path():
+                each.readings.add(layout.sources_before(each.end))
             self._touch(node)
             return node
 
@@ -257,16 +267,42 @@ class PrefixCache:
         """
         limit = self.limit_bytes if limit_bytes is None else limit_bytes
         with self.lock:
-            forgotten = 0
+            forgotten = self._drop_unwanted()
             while self.nbytes > limit:
                 leaves = [n for n in self.nodes() if not n.children and not n.pins]
                 if not leaves:
                     break
-                leaf = min(leaves, key=lambda node: node.used)
-                assert leaf.parent is not None
-                del leaf.parent.children[int(leaf.tokens[0])]
+                self._drop(min(leaves, key=lambda node: node.used))
                 forgotten += 1
             return forgotten
+
+    def forget(self, documents: Collection[str]) -> int:
+        """Forgets what only readings of some documents went through.
+
+        What is pinned goes when it is not any more, at the next `shrink`.
+
+        Returns:
+            Nodes forgotten by now.
+        """
+        names = frozenset(documents)
+        with self.lock:
+            for node in self.nodes():
+                node.readings = {each for each in node.readings if not each & names}
+            return self._drop_unwanted()
+
+    def _drop_unwanted(self) -> int:
+        """Drops leaves that no reading goes through any more, until there are none."""
+        dropped = 0
+        for node in reversed(list(self.nodes())):  # children before their parents
+            if not node.readings and not node.children and not node.pins:
+                self._drop(node)
+                dropped += 1
+        return dropped
+
+    @staticmethod
+    def _drop(leaf: Node) -> None:
+        assert leaf.parent is not None
+        del leaf.parent.children[int(leaf.tokens[0])]
 
 
 def common_length(one: Tokens, two: Tokens) -> int:

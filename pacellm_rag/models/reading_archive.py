@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,6 +23,7 @@ from pacellm_rag.models.prefix_cache import Node, PrefixCache, Snapshot, Tokens
 from pacellm_rag.models.state_store import StateStore
 from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.pace.layer_memory import LayerMemory
+from pacellm_rag.protocols import ONE_MESSAGE, PromptLayout
 
 __all__ = ["ReadingArchive"]
 
@@ -30,6 +32,20 @@ logger = logging.getLogger(__name__)
 _Piece = tuple[int, Part, Snapshot | None]  # its end, and what is known there
 
 _LEAST = 256  # tokens up to a node's end: shorter texts are read faster than they are found
+
+
+@dataclass(eq=False)
+class _Path:
+    """What is to be written: nodes from the first token on."""
+
+    pieces: list[_Piece]
+    tokens: Tokens
+    note: str
+    layout: PromptLayout
+    left_out: frozenset[str] = frozenset()  # documents that were forgotten meanwhile
+
+    def leave_out(self, documents: frozenset[str]) -> None:
+        self.left_out |= documents
 
 
 class ReadingArchive:
@@ -60,18 +76,22 @@ class ReadingArchive:
         self._pace = pace
         self._device = device
         self._storage = storage
-        self._waiting: deque[tuple[list[_Piece], Tokens, str]] = deque()
+        self._waiting: deque[_Path] = deque()
         self._lock = threading.Lock()
+        self._written = threading.Condition(self._lock)
+        self._writing: _Path | None = None
         self._writer: threading.Thread | None = None
 
-    def keep(self, node: Node, tokens: Tokens, note: str) -> None:
+    def keep(
+        self, node: Node, tokens: Tokens, note: str, layout: PromptLayout = ONE_MESSAGE
+    ) -> None:
         """Writes a node and those before it, as far as they are not on disk, soon."""
         if node.end < _LEAST:
             return
         # now, as the nodes may be split while the writer is at work
         path = [(each.end, cast("Part", each.part), each.snapshot) for each in node.path()]
         with self._lock:
-            self._waiting.append((path, tokens, note))
+            self._waiting.append(_Path(path, tokens, note, layout))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="pacellm-store")
                 self._writer.start()
@@ -82,29 +102,51 @@ class ReadingArchive:
         if writer is not None:
             writer.join()
 
+    def forget(self, documents: Collection[str]) -> None:
+        """Writes nothing of some documents that waits to be written, nor of what is being written.
+
+        Waits for the piece that is under way; what is on disk stays there.
+        """
+        names = frozenset(documents)
+        with self._lock:
+            for each in self._waiting:
+                each.leave_out(names)
+            writing = self._writing
+            if writing is not None:
+                writing.leave_out(names)
+                self._written.wait_for(lambda: self._writing is not writing)
+
     def _write(self) -> None:
         while True:
             with self._lock:
+                self._writing = None
+                self._written.notify_all()
                 if not self._waiting:
                     self._writer = None
                     return
-                path, tokens, note = self._waiting.popleft()
+                path = self._writing = self._waiting.popleft()
             try:
-                self._write_path(path, tokens, note)
+                self._write_path(path)
             except Exception:  # the answer must not depend on it
                 logger.warning(
                     "A reading could not be stored; it is kept in memory only.", exc_info=True
                 )
             del path  # not held until the next comes
 
-    def _write_path(self, path: list[_Piece], tokens: Tokens, note: str) -> None:
-        for end, part, snapshot in path:
+    def _write_path(self, path: _Path) -> None:
+        for end, part, snapshot in path.pieces:
+            sources = path.layout.sources_before(end)
             tensors = _tensors_of(part, snapshot)
-            if tensors is None:
+            if tensors is None or sources & path.left_out:
                 return
             # one that is there already costs nothing, and others may have removed it
             if not self._store.save(
-                tokens[:end], end - len(part), tensors, model=self._model, note=note
+                path.tokens[:end],
+                end - len(part),
+                tensors,
+                model=self._model,
+                note=path.note,
+                documents=sources,
             ):
                 return
 
@@ -113,7 +155,9 @@ class ReadingArchive:
         chain = self._store.chain(tokens, len(tokens))
         return chain[-1].end if chain else 0
 
-    def restore(self, cache: PrefixCache, tokens: Tokens, limit: int) -> int:
+    def restore(
+        self, cache: PrefixCache, tokens: Tokens, limit: int, layout: PromptLayout = ONE_MESSAGE
+    ) -> int:
         """Brings what is on disk of a prompt, beyond what is in memory, into the prefix cache.
 
         Returns:
@@ -132,7 +176,7 @@ class ReadingArchive:
             except (KeyError, ValueError, IndexError, ModelError) as error:
                 logger.warning("A stored reading does not fit the model (%s); read again.", error)
                 break
-            cache.add(tokens, piece.start, block, [(piece.end, snapshot)])
+            cache.add(tokens, piece.start, block, [(piece.end, snapshot)], layout)
             known = piece.end
         return known - before
 

@@ -1,16 +1,22 @@
 """All readings in a folder, of all models: listed, removed and checked without torch.
 
-This is what the shell's `cache` does; `state_store` is what models use. Knows bytes and names only.
+This is what the shell's `cache` does, and whoever has documents forgotten; `state_store` is what
+models use. Knows bytes and names only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from pacellm_rag.files import readings_folder
+from pacellm_rag.models.piece_documents import SUFFIX, leave_out, with_documents
 from pacellm_rag.models.stored_piece import (
     DamagedPieceError,
     Manifest,
@@ -23,11 +29,20 @@ from pacellm_rag.models.stored_piece import (
     remove_file,
 )
 
-__all__ = ["list_pieces", "remove_leftovers", "remove_pieces", "verify_pieces"]
+__all__ = [
+    "forget_documents",
+    "forget_readings",
+    "list_pieces",
+    "remove_leftovers",
+    "remove_pieces",
+    "verify_pieces",
+]
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2**20  # bytes
+_BESIDE = (".lock", ".partial", SUFFIX)
+_PATIENCE = 10.0  # seconds that a piece may be written by somebody while it is to be forgotten
 
 
 def list_pieces(folder: Path) -> list[StoredPiece]:
@@ -70,6 +85,69 @@ def remove_pieces(folder: Path, keys: Collection[str]) -> list[PieceFile]:
     # children first: whoever is killed in between leaves no piece without its parent
     last_first = sorted(doomed.values(), key=lambda file: -file.end)
     return [file for file in last_first if remove_file(file.path)]
+
+
+def forget_readings(documents: Collection[str]) -> int:
+    """Forgets whatever was read of some documents, by all models, on disk and in this process.
+
+    A stretch that readings of other documents share with these, such as a common letterhead, stays
+    for those. What is in use in memory goes when it is not any more, and is not kept on disk. What
+    other processes hold in memory is theirs.
+
+    Args:
+        documents: their ids (`Document.id`).
+
+    Returns:
+        How many files could not be removed, as somebody uses them. Try again later.
+
+    Raises:
+        OSError: the folder of readings can not be used.
+    """
+    engine = sys.modules.get("pacellm_rag.models.engine")  # none where no model was loaded
+    for each in engine.live_engines() if engine is not None else ():
+        each.forget(documents)
+    return forget_documents(readings_folder(), documents)
+
+
+def forget_documents(folder: Path, documents: Collection[str]) -> int:
+    """The part of `forget_readings` that is on disk, below `folder`.
+
+    Raises:
+        OSError: the folder can not be listed, or a file in it not be read or written.
+    """
+    doomed: dict[Path, set[str]] = {}
+    busy = 0
+    for own in entries(folder):
+        if not own.is_dir():
+            continue
+        for key in with_documents(own, documents):
+            with _waited_for(own, key) as alone:
+                if not alone:
+                    busy += 1
+                elif not leave_out(own, key, documents):
+                    doomed.setdefault(own, set()).add(key)
+    keys = {key for each in doomed.values() for key in each}
+    if keys:
+        remove_pieces(folder, keys)
+    left = {file.key for file in all_piece_files(folder)} if keys else set()
+    for own, own_keys in doomed.items():
+        for key in own_keys - left:
+            (own / f"{key}{SUFFIX}").unlink(missing_ok=True)
+    return busy + len(keys & left)
+
+
+@contextlib.contextmanager
+def _waited_for(folder: Path, key: str) -> Iterator[bool]:
+    """Holds a piece's lock, if it is free within some seconds."""
+    from pacellm_rag.models.piece_lock import only_writer  # filelock loads asyncio
+
+    until = time.monotonic() + _PATIENCE
+    while True:
+        with only_writer(folder, key) as alone:
+            if alone or time.monotonic() > until:
+                yield alone
+                return
+        time.sleep(0.05)
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -133,4 +211,4 @@ def _check_tensors(path: Path, manifest: Manifest) -> None:
 def _files_below(folder: Path) -> Iterator[Path]:
     for entry in entries(folder):
         inside = entries(entry) if entry.is_dir() else [entry]
-        yield from (p for p in inside if p.suffix not in (".lock", ".partial") and not p.is_dir())
+        yield from (p for p in inside if p.suffix not in _BESIDE and not p.is_dir())

@@ -143,6 +143,7 @@ class Request:
         cancel: the caller's signal.
         deadline: on `time.monotonic`, or None.
         note: what is read, for people who list what is stored.
+        kept: whether what it reads may be kept for others: not where its documents are forgotten.
         tells_progress: whether the caller wants progress.
         ahead: the caller's: pieces that may be made before they are asked for.
         asked: the caller's: it waits for an event.
@@ -157,6 +158,7 @@ class Request:
     cancel: CancelSignal | None = None
     deadline: float | None = None
     note: str = ""
+    kept: bool = True
     tells_progress: bool = False
     ahead: float = 0
     asked: bool = False

@@ -8,7 +8,7 @@ and tensors; knows nothing of threads or queues.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
@@ -89,10 +89,10 @@ class RequestRunner:
         total = len(request.token_ids)
         request.started = time.perf_counter()
         if self.archive is not None:
-            self.archive.restore(self.cache, request.keys, request.usable)
+            self.archive.restore(self.cache, request.keys, request.usable, request.layout)
         node = self.cache.match(request.keys, request.usable)
         unread = total - node.end
-        keep = request.answering is None or unread >= _KEEP_FROM
+        keep = request.kept and (request.answering is None or unread >= _KEEP_FROM)
         points, pauses = request.stops(
             node.end, stateful=self.decoder.stateful, every=self.every, window=self.step
         )
@@ -184,10 +184,25 @@ class RequestRunner:
             reached = [(point, None) for point in points]
         if not reached:
             return None
-        node = self.cache.add(request.keys, row.base.node.end, row.block, reached)
+        node = self.cache.add(request.keys, row.base.node.end, row.block, reached, request.layout)
         if self.archive is not None:
-            self.archive.keep(node, request.keys[: node.end], request.note)
+            self.archive.keep(node, request.keys[: node.end], request.note, request.layout)
         return node
+
+    def forget(self, documents: Collection[str], here: Iterable[Request]) -> None:
+        """Forgets what was read of some documents, but for what is in use.
+
+        Args:
+            documents: their ids, as in the layouts of prompts.
+            here: all requests; those that read these documents keep nothing for others.
+        """
+        names = frozenset(documents)
+        for request in here:
+            if request.layout.sources_before(len(request.token_ids)) & names:
+                request.kept = False
+                if request.row is not None:
+                    request.row.keep = False
+        self.cache.forget(names)
 
     # ---- answering
 

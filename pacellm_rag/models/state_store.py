@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from pacellm_rag.errors import ConfigurationError
 from pacellm_rag.models.piece_chains import Nodes, by_node, chain_to, make_room, mark_used
+from pacellm_rag.models.piece_documents import add_reading
 from pacellm_rag.models.piece_lock import clear_leftovers, only_writer
 from pacellm_rag.models.piece_tensors import (
     UnsupportedTensorError,
@@ -89,6 +90,7 @@ class StateStore:
         *,
         model: str,
         note: str = "",
+        documents: Collection[str] = (),
     ) -> bool:
         """Keeps the state of the tokens from `start` on, then makes room for it among the others.
 
@@ -101,6 +103,8 @@ class StateStore:
             tensors: by name, on any device; not kept beyond the call.
             model: the model's name, for people.
             note: for people, such as titles of documents.
+            documents: ids of those that the sequence holds something of, by which the piece can be
+                forgotten (`readings.forget_documents`).
 
         Returns:
             Whether the piece is on disk now. False: it is larger than the limit, another thread or
@@ -133,7 +137,7 @@ class StateStore:
                 if not alone:
                     logger.info("Tokens %d to %d are being kept already.", start, len(tokens))
                     return False
-                return self._save(manifest, tensors)
+                return self._save(manifest, tensors, documents)
         except UnsupportedTensorError as error:
             self._warn(str(error), "a reading can not be kept. %s", error)
         except FileNotFoundError as error:
@@ -147,12 +151,18 @@ class StateStore:
             self._warn(type(error), "a reading could not be kept: %r. Please report this.", error)
         return False
 
-    def _save(self, manifest: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> bool:
+    def _save(
+        self,
+        manifest: dict[str, Any],
+        tensors: Mapping[str, torch.Tensor],
+        documents: Collection[str],
+    ) -> bool:
         key, start = manifest["key"], manifest["start"]
         present = by_node(piece_files(self._own))
         same = [file for file in present[self._own, key[:16], manifest["end"]] if file.key == key]
         for file in same:
             if chain_to(file, present) and self._manifest(file) is not None:
+                self._add_reading(key, documents, new=False)
                 self._touch(file, present)
                 return True
         parents = present[self._own, (manifest["parent"] or NO_PARENT)[:16], start]
@@ -167,12 +177,19 @@ class StateStore:
                 f"{tensor_bytes(tensors):,}", f"{self.limit_bytes:,}",
             )  # fmt: skip
             return False
+        self._add_reading(key, documents, new=not same)  # first: no piece is nobody's
         written = self._write(manifest, tensors)
         for file in same:
             if file.path != written:
                 remove_file(file.path)
         make_room(self.folder, PieceFile.at(written), self.limit_bytes)
         return True
+
+    def _add_reading(self, key: str, documents: Collection[str], *, new: bool) -> None:
+        try:
+            add_reading(self._own, key, documents, new=new)
+        except ValueError:  # damaged; as it stands it goes with whatever is forgotten next
+            logger.info("Which documents %s is of can not be read.", key)
 
     def _write(self, manifest: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
         key, start, end = manifest["key"], manifest["start"], manifest["end"]

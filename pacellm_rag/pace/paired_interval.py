@@ -14,7 +14,7 @@ import torch
 
 from pacellm_rag.errors import ConfigurationError
 
-__all__ = ["Change", "paired_interval"]
+__all__ = ["Change", "ends_of", "paired_interval", "resampled_means"]
 
 _DRAWN_AT_ONCE = 10_000_000
 
@@ -69,17 +69,47 @@ def paired_interval(
     Raises:
         ConfigurationError: there is no difference, or no resample, or the groups do not add up.
     """
-    n = len(differences)
-    sizes = torch.tensor([1] * n if groups is None else list(groups), dtype=torch.long)
+    groups = [1] * len(differences) if groups is None else list(groups)
+    means = resampled_means(differences, groups, seed=seed, resamples=resamples)
+    mean = float(torch.tensor(list(differences), dtype=torch.float64).mean())
+    if means is None or not math.isfinite(mean):
+        return mean, -math.inf, math.inf
+    return mean, *ends_of(means)
+
+
+def ends_of(means: torch.Tensor) -> tuple[float, float]:
+    """The 95 % interval of resampled means, shape (resamples,): lower and upper end."""
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(means, ends).tolist()
+    return low, high
+
+
+def resampled_means(
+    values: Sequence[float], groups: Sequence[int], *, seed: int = 0, resamples: int = 2000
+) -> torch.Tensor | None:
+    """Means of values drawn again: groups first, and values within them.
+
+    Args:
+        values: one per answer.
+        groups: how many of them, one after the other, are of each group.
+        seed: of the resampling; equal groups and seeds draw the same places.
+        resamples: how often is drawn.
+
+    Returns:
+        Shape (resamples,); None for a single group, which tells nothing of how groups differ.
+
+    Raises:
+        ConfigurationError: there is no value, or no resample, or the groups do not add up.
+    """
+    n, sizes = len(values), torch.tensor(list(groups), dtype=torch.long)
     if n == 0 or resamples < 1 or int(sizes.sum()) != n or int(sizes.min()) < 1:
         raise ConfigurationError(
             f"{n} differences, {int(sizes.sum())} of them in groups, and {resamples} resamples; "
             "an interval needs 1 or more of each, and every difference in one group."
         )
-    values = torch.tensor(list(differences), dtype=torch.float64)
-    mean = float(values.mean())
-    if len(sizes) == 1 or not math.isfinite(mean):
-        return mean, -math.inf, math.inf
+    if len(sizes) == 1:
+        return None
+    column = torch.tensor(list(values), dtype=torch.float64)
     widest = int(sizes.max())
     starts, places = sizes.cumsum(0) - sizes, torch.arange(widest)
     generator = torch.Generator().manual_seed(seed)
@@ -90,9 +120,7 @@ def paired_interval(
         drawn = torch.randint(len(sizes), shape, generator=generator)
         of = sizes[drawn][..., None]
         share = torch.rand((*shape, widest), dtype=torch.float64, generator=generator)
-        answers = values[starts[drawn][..., None] + (share * of).long()]
+        answers = column[starts[drawn][..., None] + (share * of).long()]
         there = places < of  # smaller groups leave places empty
         means.append((answers * there).sum((1, 2)) / there.sum((1, 2)))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(torch.cat(means), ends).tolist()
-    return mean, low, high
+    return torch.cat(means)

@@ -13,6 +13,7 @@ from click.testing import Result
 from pacellm_rag.cli import calibrate as command
 from pacellm_rag.context.packing import pack_context
 from pacellm_rag.documents.types import Document, Page
+from pacellm_rag.evaluation.qa_data import load_rows
 from pacellm_rag.models.model import PaceModel
 from pacellm_rag.pace import calibrate as search
 from pacellm_rag.pace.calibrate import Calibration, Trial
@@ -123,7 +124,7 @@ def test_samples_are_the_prompts_of_ask(tiny: Callable[..., PaceModel]) -> None:
 
 
 def test_no_page_is_drawn_twice_and_titles_stay_together(data: Path) -> None:
-    rows = command._load_rows(data, None)
+    rows = load_rows(data)
     assert len(rows) == 12
     drawn = command._draw(rows, 4, 3, 100, random.Random(0))
     titles = [[document.title for document in packed.documents] for packed, _ in drawn]
@@ -140,8 +141,8 @@ def test_no_page_is_drawn_twice_and_titles_stay_together(data: Path) -> None:
 def test_compressed_data_and_sources_are_read(tmp_path: Path) -> None:
     other = {**page("Oak", 1), "source": "else", "title": ""}
     path = write(tmp_path / "qa.jsonl.xz", [page("Oak", 1), other])
-    assert len(command._load_rows(path, None)) == 2
-    assert [row.title for row in command._load_rows(path, "else")] == [""]
+    assert len(load_rows(path)) == 2
+    assert [row.title for row in load_rows(path, source="else")] == [""]
 
 
 @pytest.mark.parametrize(

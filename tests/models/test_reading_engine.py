@@ -382,6 +382,37 @@ def test_streams_that_nobody_pulls_block_nobody(tiny: Tiny) -> None:
     assert [a + b for a, b in zip(begun, rests, strict=True)] == twins[:5]
 
 
+def test_answers_that_go_on_after_a_pause_are_no_more_at_once_than_may_be(tiny: Tiny) -> None:
+    model = tiny("llama", limits=EngineLimits(max_running=2, max_queue=8))
+    options = GenerationOptions(max_new_tokens=12)
+    prompts = [prompt(30, seed) for seed in range(6)]
+    streams = [model.stream(ids, options) for ids in prompts]
+    begun = [next(stream) for stream in streams]
+    assert len(model.engine._running) > 2, "Those that pause hold no place."
+    passes = Passes(model)
+    with ThreadPoolExecutor(6) as pool:
+        rests = list(pool.map("".join, streams))
+    assert max(rows for rows, _ in passes.shapes) == 2
+    twins = [answer(tiny("llama"), ids, options=options) for ids in prompts]
+    assert [a + b for a, b in zip(begun, rests, strict=True)] == twins
+
+
+def test_no_more_requests_are_begun_and_paused_than_may_be_there(tiny: Tiny) -> None:
+    model = tiny("llama", limits=EngineLimits(max_running=2, max_queue=1))
+    options = GenerationOptions(max_new_tokens=30)
+    streams = [model.stream(prompt(30, seed), options) for seed in range(5)]
+    begun = [next(stream) for stream in streams[:3]]
+    for refused in (lambda: next(streams[3]), lambda: model.prefill(prompt(30, 3))):
+        with pytest.raises(QueueFullError, match=r"3 requests .* 3 have begun.* no more than 3"):
+            refused()
+    streams[0].close()
+    rest = "".join(streams[4])  # there is room again
+    assert rest == answer(tiny("llama"), prompt(30, 4), options=options)
+    assert "".join([begun[1], *streams[1]]) == answer(tiny("llama"), prompt(30, 1), options=options)
+    streams[2].close()
+    assert still_answers(model, tiny("llama"))
+
+
 def test_started_answers_are_made_to_their_end_without_a_pull(tiny: Tiny) -> None:
     model = tiny("llama")
     options = GenerationOptions(max_new_tokens=40)

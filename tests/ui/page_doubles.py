@@ -153,7 +153,8 @@ class Site:
 
     def __post_init__(self) -> None:
         self.library = Library(self.folder / "library", limits=self.limits)
-        self.handlers = Handlers(self.library, lambda: self.model, self.settings)
+        self.load: Callable[[], Any] = lambda: self.model
+        self.handlers = Handlers(self.library, lambda: self.load(), self.settings)
 
     def __enter__(self) -> Site:
         return self

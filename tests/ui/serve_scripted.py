@@ -72,8 +72,10 @@ class ScriptedSource:
     name: str = "scripted"
     pace: str = "off"
     on_this_machine: bool = True
+    load_pause: float = 0.0
 
     def load(self) -> ScriptedModel:
+        time.sleep(self.load_pause)
         return self.model
 
 
@@ -86,6 +88,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--window-pause", type=float, default=0.0)
     parser.add_argument("--word-pause", type=float, default=0.0)
+    parser.add_argument("--second-answer", help="A second model, with half of the window.")
+    parser.add_argument("--load-pause", type=float, default=0.0, help="Of the second model.")
     parser.add_argument("files", nargs="*", type=Path)
     told = parser.parse_args()
     model = PacedModel(
@@ -95,11 +99,14 @@ def main() -> None:
         window_pause=told.window_pause,
         word_pause=told.word_pause,
     )
-    source: Any = ScriptedSource(model)
+    sources: list[Any] = [ScriptedSource(model)]
+    if told.second_answer:
+        other = PacedModel([told.second_answer], context_window=told.context // 2)
+        sources.append(ScriptedSource(other, "other", load_pause=told.load_pause))
     serve(
         Serving(
             folder=told.data,
-            model=source,
+            models=sources,
             options=GenerationOptions(),
             max_file_bytes=2_000_000,
             accounts=Accounts.from_file(told.auth) if told.auth else None,

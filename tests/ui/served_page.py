@@ -17,10 +17,17 @@ _PATIENCE = 90.0  # seconds; Gradio takes four to import on an idle core
 
 
 @contextmanager
-def served(data: Path, *arguments: str) -> Iterator[str]:
-    """The address of a server that keeps its things in `data`; ended and waited for after."""
+def served(data: Path, *arguments: str, program: tuple[str, ...] = ()) -> Iterator[str]:
+    """The address of a server that keeps its things in `data`; ended and waited for after.
+
+    Args:
+        data: its folder.
+        arguments: of the program.
+        program: what python runs; the server with the scripted model where nothing is named.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "ui"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).parent / "serve_scripted.py")]
+    scripted = (str(Path(__file__).parent / "serve_scripted.py"),)
+    command = [sys.executable, *(program or scripted)]
     process = subprocess.Popen(
         [*command, "--data", str(data), *arguments],
         stderr=subprocess.PIPE,

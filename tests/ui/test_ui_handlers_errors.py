@@ -41,7 +41,7 @@ def test_errors_of_the_engine_come_as_their_message(
         model.armed = True
         if where == "model":
             site.model = None
-            site.handlers._backend._model = model.load
+            site.load = model.load
         view = last(site.handlers.ask(page, "When?"))
         assert (view.state, view.error) == ("failed", str(error))
         assert view.text == ("one two" if where == "words" else "")

@@ -11,9 +11,10 @@ from page_doubles import GatedModel, InThread, Site, last, until
 
 from pacellm_rag.errors import ModelError, QueueFullError
 from pacellm_rag.testing import ScriptedModel
+from pacellm_rag_ui.every_document import export_every
 from pacellm_rag_ui.handlers import Handlers
 from pacellm_rag_ui.page_settings import PageSettings
-from pacellm_rag_ui.views import AskView, EveryRow, EveryView
+from pacellm_rag_ui.views import AskView, CitationView, EveryRow, EveryView
 
 
 class _Echo(ScriptedModel):
@@ -142,12 +143,26 @@ def test_the_table_is_exported_and_spreadsheets_take_it_for_text(tmp_path: Path)
         assert rows[1] == ["apple", "apple.", "p. 1", "“An apple.”", "done"]
         assert rows[3] == ["fig", "Too many wait. Try again later.", "", "", "failed"]
         text = handlers.export_every(view, "markdown")
-        assert "# Which \\*fruit\\*?" in text
+        assert "# Which &#42;fruit&#42;?" in text
         assert "## apple\n\napple.\n\n* p. 1: “An apple.”" in text
         hostile = EveryRow("id", '=HYPERLINK("http://evil")', AskView("done", plain="+1\n@x"))
         table = handlers.export_every(EveryView("q", (hostile,), "done"), "csv")
         cells = list(csv.reader(io.StringIO(table)))[1]
         assert cells[:2] == ['\'=HYPERLINK("http://evil")', "'+1\n@x"]
+
+
+def test_names_questions_and_quotes_are_only_text_in_the_exported_markdown() -> None:
+    live = "![x](http://evil/p) <img src=x> [a](b) http://evil.example $$x$$ www.evil.example"
+    cited = CitationView("id", live, 1, live, live, True, 1.0, "model")
+    answer = AskView("done", "Done", text="Yes.", plain="Yes.", citations=(cited,))
+    failed = AskView("failed", "", error=live)
+    rows = (EveryRow("id", live, answer), EveryRow("id", f"- {live}", failed))
+    text = export_every(EveryView(f"1. {live}\n# {live}", rows, "done"), "markdown")
+    for sign in ("![", "<img", "](", "://", "$$", "www.", "\n# ![", "\n- "):
+        assert sign not in text, sign
+    lines = [line for line in text.split("\n") if line]
+    assert [line.split(" ")[0] for line in lines[:5]] == ["#", "##", "Yes.", "*", "##"]
+    assert len(lines) == 6, "Each stays in its line."
 
 
 # summary and suggestions

@@ -132,7 +132,7 @@ def test_without_a_model_documents_are_kept_uncounted(tmp_path: Path) -> None:
         raise ModelError("No model.")
 
     with Site(tmp_path, ScriptedModel()) as site:
-        site.handlers._backend._model = load
+        site.load = load
         document = site.add(site.page(), "a.txt", "Text.")
         assert document.tokens is None
 

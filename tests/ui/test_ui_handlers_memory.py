@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,30 +11,17 @@ from typing import Any
 import pytest
 from page_doubles import Site, last
 
+from pacellm_rag.models.inspection import BankCounts, MemoryPoint
+from pacellm_rag.protocols import ContextState
 from pacellm_rag.testing import ScriptedModel
 from pacellm_rag_ui.chosen_documents import ChosenDocument
-from pacellm_rag_ui.memory_view import bands_by_page
+from pacellm_rag_ui.memory_pages import bands_between
 from pacellm_rag_ui.reading import Reading
-
-
-@dataclass(frozen=True)
-class _Counts:
-    slots_filled: int
-    slots: int
-    tokens: int
-    high: float
-    middle: float
-
-
-@dataclass(frozen=True)
-class _Point:
-    end: int
-    layers: dict[int, _Counts]
 
 
 @dataclass
 class _Handle:
-    newest: dict[int, _Counts] = field(default_factory=dict)
+    newest: dict[int, BankCounts] = field(default_factory=dict)
     layers: tuple[int, ...] = (1, 3)
     config: Any = field(
         default_factory=lambda: SimpleNamespace(
@@ -41,20 +29,42 @@ class _Handle:
         )
     )
 
-    def stats(self) -> dict[int, _Counts]:
+    def stats(self) -> dict[int, BankCounts]:
         return self.newest
 
 
 class _Banked(ScriptedModel):
     def __init__(self) -> None:
         super().__init__(["Yes."])
-        self.pace = _Handle({3: _Counts(7, 100, 50, 0.2, 0.5), 1: _Counts(5, 100, 50, 0.0, 1.0)})
+        self.pace = _Handle(
+            {3: BankCounts(7, 100, 50, 0.2, 0.5), 1: BankCounts(5, 100, 50, 0.0, 1.0)}
+        )
+
+
+class _State:
+    """A state that tells its counts."""
+
+    def __init__(self, state: ContextState, points: Sequence[MemoryPoint]) -> None:
+        self.token_ids = state.token_ids
+        self.tokens_reused = state.tokens_reused
+        self._points = points
+
+    def memory_report(self) -> Sequence[MemoryPoint]:
+        return self._points
+
+
+def tells(reading: Reading, points: Sequence[MemoryPoint]) -> None:
+    """Has the state of what was read tell these counts."""
+    kept = reading.reader._reading
+    assert kept is not None
+    kept.state = _State(kept.state, points)
 
 
 def test_a_model_without_banks_is_told(tmp_path: Path) -> None:
     with Site(tmp_path, ScriptedModel()) as site:
         view = site.handlers.memory(site.page())
         assert (view.attached, view.layers, view.bands) == (False, (), ())
+        assert not view.watchable
         assert "without PaceLLM's memory banks" in view.layers_note
 
 
@@ -65,7 +75,8 @@ def test_settings_are_shown_before_anything_is_read(tmp_path: Path) -> None:
         assert dict(view.settings) == {"slots": "100", "high": "0.7", "layers": "1, 3"}
         assert view.layers == ()
         assert "Nothing has been read" in view.layers_note
-        assert view.bands_note
+        assert (view.bands, view.bands_note) == ((), "")
+        assert not view.watchable
         assert "cluster" in view.experts_note
 
 
@@ -103,10 +114,10 @@ def test_what_a_state_tells_is_shown_by_pages(tmp_path: Path) -> None:
         assert reading is not None
         ends = reading.page_ends()
         points = [
-            _Point(ends[2], {1: _Counts(5, 100, ends[2], 0.5, 0.25)}),
-            _Point(ends[5], {1: _Counts(9, 100, ends[5], 0.5 * ends[2] / ends[5], 0.0)}),
+            MemoryPoint(ends[2], {1: BankCounts(5, 100, ends[2], 0.5, 0.25)}),
+            MemoryPoint(ends[5], {1: BankCounts(9, 100, ends[5], 0.5 * ends[2] / ends[5], 0.0)}),
         ]
-        reading._watched.state = SimpleNamespace(memory_report=lambda: points)  # type: ignore[assignment]
+        tells(reading, points)
         site.add(bob, "b.txt", "Other text.")
         last(site.handlers.ask(bob, "What?"))
         view = site.handlers.memory(page)
@@ -117,6 +128,7 @@ def test_what_a_state_tells_is_shown_by_pages(tmp_path: Path) -> None:
         assert (first.high, first.middle, first.untouched) == pytest.approx((0.5, 0.25, 0.25))
         assert (second.first_page, second.last_page) == (4, 6)
         assert second.high == pytest.approx(0.0)
+        assert "all pages in between" in view.bands_note
 
 
 def test_bands_fall_into_the_documents_that_they_go_over(tmp_path: Path) -> None:
@@ -128,7 +140,7 @@ def test_bands_fall_into_the_documents_that_they_go_over(tmp_path: Path) -> None
             chosen.append(ChosenDocument(stored, site.library.pages("ann", stored.id)))
         reading = Reading(site.model, chosen)
         end = reading.page_ends()[4]
-        bands = bands_by_page(reading, [_Point(end, {1: _Counts(1, 2, 100, 0.1, 0.2)})])
+        bands = bands_between(reading, [MemoryPoint(end, {1: BankCounts(1, 2, 100, 0.1, 0.2)})])
         assert [(b.title, b.first_page, b.last_page) for b in bands] == [("a", 1, 3), ("b", 1, 2)]
 
 

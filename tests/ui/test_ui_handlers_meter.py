@@ -208,7 +208,7 @@ def test_without_a_model_the_meter_says_why(tmp_path: Path) -> None:
     with Site(tmp_path, ScriptedModel(), SHORT) as site:
         page = site.page()
         site.add(page, "a.txt", _words(30))
-        site.handlers._backend._model = load
+        site.load = load
         meter = site.handlers.meter(page)
         assert (meter.fits, meter.window) == (False, 0)
         assert meter.message == "There is no model here. Install one."

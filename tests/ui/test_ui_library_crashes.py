@@ -333,7 +333,7 @@ def test_a_library_of_an_older_version_is_brought_up_with_all_it_holds(
             assert library.documents("ada") == [stored]
             assert library.conversation("ada", chat.id)[1][0] == turn
     with sqlite3.connect(tmp_path / "library.sqlite3") as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
         assert connection.execute("SELECT model FROM turns").fetchall() == [("unknown",)]
         assert connection.execute("SELECT text FROM notes").fetchall() == [("made",)]
     connection.close()

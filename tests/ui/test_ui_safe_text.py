@@ -353,6 +353,7 @@ class Turn:
     text: str
     citations: list[dict[str, Any]] = field(default_factory=list)
     time: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def cited(**values: Any) -> dict[str, Any]:

@@ -214,3 +214,40 @@ def test_websockets_are_refused() -> None:
     gate = Gate(PlainTextResponse("x"), identities=Identities(KEY), guests=True)
     asyncio.run(gate({"type": "websocket", "path": "/", "headers": []}, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_a_fault_behind_the_gate_is_told_with_the_headers_and_without_a_word_of_it() -> None:
+    def fails(request: Request) -> Response:
+        raise KeyError("secret")
+
+    gate = {"identities": Identities(KEY), "guests": True}
+    app = Starlette(routes=[Route("/", fails)], middleware=[Middleware(Gate, **gate)])
+    browser = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    reply = browser.get("/")
+    assert reply.status_code == 500
+    assert "default-src 'self'" in reply.headers["content-security-policy"]
+    assert reply.headers["cache-control"] == "no-store"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert "secret" not in reply.text
+    assert "log" in reply.json()["error"]
+    with pytest.raises(KeyError):  # so that it is logged
+        TestClient(app, base_url="http://127.0.0.1").get("/")
+
+
+async def test_a_fault_in_the_middle_of_a_reply_does_not_begin_another() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def breaks(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise OSError("gone")
+
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")], "method": "GET"}
+    with pytest.raises(OSError, match="gone"):
+        await Gate(breaks, identities=Identities(KEY), guests=True)(scope, receive, send)
+    assert sent == ["http.response.start"]

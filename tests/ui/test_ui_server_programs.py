@@ -59,7 +59,57 @@ def test_a_program_uploads_asks_and_gets_pages(server: tuple[str, Path], report:
     assert views[-1]["citations"][0]["page"] == 2
     assert views[-1]["citations"][0]["document_id"] == sent["id"]
     assert [v for v in views if v["state"] == "answering"], "It did not stream."
-    assert list((data / "incoming").iterdir()) == [], "The upload was left lying."
+    [own] = (path for path in (data / "incoming").iterdir() if path.is_dir())
+    assert list(own.iterdir()) == [], "The upload was left lying."
+
+
+def test_a_server_that_ends_leaves_nothing_on_its_way_and_spares_the_next(
+    tmp_path: Path, report: Path
+) -> None:
+    data = tmp_path / "data"
+    waiting = ("incoming", "gradio", "arrivals")
+
+    def folders() -> int:
+        return sum(path.is_dir() for part in waiting for path in (data / part).iterdir())
+
+    with served(data, "--answer", ANSWER) as first:
+        assert stat.S_IMODE(data.stat().st_mode) == 0o700
+        client = connect(first)
+        sent = httpx.post(
+            f"{first}/files?name=a.pdf",
+            headers={"x-pacellm-upload": "1"},
+            content=report.read_bytes(),
+            cookies=client.cookies,
+        )
+        assert sent.status_code == 200
+        with served(data, "--answer", ANSWER) as second:
+            assert folders() == 2 * len(waiting)
+            other = connect(second)
+            [theirs] = other.predict([handle_file(str(report))], api_name="/upload")
+            assert theirs["state"] == "ready"
+        assert folders() == len(waiting)
+        [lying] = [
+            path
+            for path in (data / "incoming").rglob("*")
+            if path.is_file() and path.suffix != ".lock"
+        ]
+        assert lying.read_bytes() == report.read_bytes(), "The second took the first one's upload."
+        [mine] = client.predict([handle_file(str(report))], api_name="/upload")
+        assert mine["state"] == "ready"
+    assert folders() == 0
+
+
+def test_a_program_opens_a_locked_file_with_its_password(
+    server: tuple[str, Path], tmp_path: Path
+) -> None:
+    url, _ = server
+    path = tmp_path / "locked.pdf"
+    path.write_bytes(pdf(["The contract ends in 2030."], password="open sesame"))
+    client, file = connect(url), handle_file(str(path))
+    [sent] = client.predict([file], api_name="/upload")
+    assert (sent["state"], sent["message"]) == ("locked", "It is protected by a password.")
+    [sent] = client.predict([file], "open sesame", api_name="/upload")
+    assert (sent["state"], sent["pages"]) == ("ready", 1)
 
 
 def test_two_programs_see_nothing_of_each_other(server: tuple[str, Path], report: Path) -> None:
@@ -180,6 +230,19 @@ def test_the_command_refuses_with_a_message_and_no_traceback() -> None:
     assert done.exit_code == 1
     assert "--auth" in done.output
     assert "Traceback" not in done.output
+
+
+def test_several_models_are_named_by_repeating_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("pacellm_rag_ui.command.serve", lambda serving, *_: asked.append(serving))
+    models = ["--model", "small", "--model", "large"]
+    for given in (models, []):
+        done = CliRunner().invoke(command, ["--data", str(tmp_path), "--pace", "off", *given])
+        assert done.exit_code == 0, done.output
+    named = [[(each.model, each.pace) for each in serving.models] for serving in asked]
+    assert named == [[("small", "off"), ("large", "off")], [(None, "off")]]
 
 
 def test_the_command_makes_a_line_of_an_accounts_file(tmp_path: Path) -> None:

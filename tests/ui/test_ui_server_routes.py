@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from library_cases import start_python
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 from ui_page_files import pdf
@@ -24,6 +25,11 @@ from pacellm_rag_ui.routes import RouteParts, build_router
 
 KEY = bytes(range(32))
 QUOTE = "The contract ends in 2030."
+
+
+def uploads(folder: Path) -> list[Path]:
+    """The files that lie in the folders of processes."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 class Site:
@@ -192,7 +198,8 @@ def test_an_upload_is_taken_once_and_by_its_sender_only(site: Site) -> None:
     assert taken is not None
     assert taken[0] == name
     assert taken[1].read_bytes() == b"x"
-    assert taken[1].parent.name == "incoming"
+    assert taken[1].parent.parent.name == "incoming"
+    assert taken[1].parent.stat().st_mode & 0o077 == 0
     assert site.incoming.take("guest:a", token) is None
 
 
@@ -202,7 +209,7 @@ def test_a_file_that_is_too_large_is_refused_and_not_kept(site: Site, tmp_path: 
     )
     assert reply.status_code == 413
     assert "--max-file-mb" in reply.json()["error"]
-    assert list((tmp_path / "incoming").iterdir()) == []
+    assert uploads(tmp_path / "incoming") == []
 
 
 def test_files_that_nobody_takes_are_limited_and_swept(
@@ -215,7 +222,7 @@ def test_files_that_nobody_takes_are_limited_and_swept(
     assert site.browser("guest:b").post("/files?name=a", headers=SENT, content=b"x").is_success
     monkeypatch.setattr("pacellm_rag_ui.incoming._FORGOTTEN_SECONDS", -1.0)
     site.incoming.sweep()
-    assert list((tmp_path / "incoming").iterdir()) == []
+    assert uploads(tmp_path / "incoming") == []
     assert browser.post("/files?name=a", headers=SENT, content=b"x").status_code == 200
 
 
@@ -242,7 +249,7 @@ async def test_a_broken_upload_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ConnectionError):
         await incoming.receive("a", "x", pieces())
-    assert list((tmp_path / "in").iterdir()) == []
+    assert uploads(tmp_path / "in") == []
     with pytest.raises(TooLargeError):
         await incoming.receive("a", "x", _bytes(b"x" * 11))
 
@@ -251,10 +258,46 @@ async def _bytes(content: bytes) -> Any:
     yield content
 
 
-def test_left_overs_of_an_earlier_process_go(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "old").write_bytes(b"x")
-    Incoming(tmp_path / "in", max_bytes=10)
+async def test_two_servers_on_a_folder_leave_each_others_uploads_alone(tmp_path: Path) -> None:
+    first = Incoming(tmp_path / "in", max_bytes=10)
+    token = await first.receive("a", "x", _bytes(b"first"))
+    second = Incoming(tmp_path / "in", max_bytes=10)
+    assert second.take("a", token) is None, "It is not this server's."
+    await second.receive("a", "x", _bytes(b"second"))
+    second.close()
+    second.close()
+    [left] = uploads(tmp_path / "in")
+    assert left.read_bytes() == b"first"
+    taken = first.take("a", token)
+    assert taken is not None
+    assert taken[1].read_bytes() == b"first"
+    first.close()
+    assert uploads(tmp_path / "in") == []
+
+
+_KILLED = """
+import asyncio, pathlib, sys, time
+from pacellm_rag_ui.incoming import Incoming
+async def pieces():
+    yield b"x"
+incoming = Incoming(pathlib.Path(sys.argv[1]), max_bytes=10)
+asyncio.run(incoming.receive("a", "x", pieces()))
+print("sent", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_server_left_goes_when_the_next_one_starts(tmp_path: Path) -> None:
+    process = start_python(_KILLED, tmp_path / "in")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "sent\n"
+    living = Incoming(tmp_path / "in", max_bytes=10)
+    assert len(uploads(tmp_path / "in")) == 1, "It lives, and may still be asked for it."
+    process.kill()
+    process.communicate(timeout=30)
+    living.close()
+    Incoming(tmp_path / "in", max_bytes=10).close()
+    assert uploads(tmp_path / "in") == []
     assert list((tmp_path / "in").iterdir()) == []
 
 

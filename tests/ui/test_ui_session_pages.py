@@ -219,7 +219,7 @@ def test_a_model_that_takes_long_to_load_holds_up_answers_only(tmp_path: Path) -
         return model
 
     with Site(tmp_path, model) as site:
-        site.handlers._backend._model = load
+        site.load = load
         page = site.page()
         document = site.add(page, "a.txt", "Text.")
         assert document.tokens is None
@@ -242,7 +242,7 @@ def test_an_answer_that_waits_for_the_model_to_load_can_be_stopped(tmp_path: Pat
         return ScriptedModel()
 
     with Site(tmp_path, None) as site:
-        site.handlers._backend._model = load
+        site.load = load
         page = site.page()
         site.add(page, "a.txt", "Text.")
         run = InThread(site.handlers.ask(page, "What?"))

@@ -53,7 +53,7 @@ def suggest_questions(
 def _told(backend: Backend, session: Session, document_id: str, request: str) -> Iterator[AskView]:
     def steps(run: AnswerRun) -> None:
         stored = backend.library.document(session.owner, document_id)
-        reading = backend.reading(session, [stored], backend.model(), keep=False)
+        reading = backend.reading(session, [stored], backend.model(session), keep=False)
         check_room(reading, request, session.options)
         run.tell(reading, request, session.options)
 

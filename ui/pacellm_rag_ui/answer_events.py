@@ -14,8 +14,9 @@ import gradio as gr
 from pacellm_rag.errors import PaceLLMError
 from pacellm_rag_ui.chat_view import aside_html, live_html, status_html, suggestions_html
 from pacellm_rag_ui.layout import Layout
+from pacellm_rag_ui.memory_panel import memory_html, watch_html
 from pacellm_rag_ui.page_parts import PageParts, text_of, warn
-from pacellm_rag_ui.panel_view import compare_html, every_html, memory_html
+from pacellm_rag_ui.panel_view import compare_html, every_html
 from pacellm_rag_ui.safe_text import display_name
 from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.views import AskView, EveryView
@@ -79,9 +80,12 @@ class AnswerEvents:
             [at.compare, at.compare_send, at.compare_stop],
             **_WORK,
         )
-        at.memory_tab.select(self.memory, None, at.memory, **_WORK)
+        at.memory_tab.select(self.memory, None, [at.memory, at.watch_send], **_WORK)
+        at.watch_send.click(
+            self.watch_pages, None, [at.memory, at.watch, at.watch_send, at.watch_stop], **_WORK
+        )
         gr.on(
-            [at.stop.click, at.every_stop.click, at.compare_stop.click],
+            [at.stop.click, at.every_stop.click, at.compare_stop.click, at.watch_stop.click],
             self.stop,
             None,
             None,
@@ -189,13 +193,23 @@ class AnswerEvents:
             yield drawn, *_buttons(True)
         yield drawn, *_buttons(False)
 
-    def memory(self, request: gr.Request) -> str:
-        """What the memory banks hold."""
+    def memory(self, request: gr.Request) -> tuple[Any, ...]:
+        """What the memory banks hold and the experts do; whether more can be found out."""
+        session = self._parts.session(request)
         try:
-            return memory_html(self._handlers.memory(self._parts.session(request)))
+            view = self._handlers.memory(session)
         except PaceLLMError as error:
             warn(error)
-            return ""
+            return "", gr.update(visible=False)
+        return memory_html(view), gr.update(visible=view.watchable and not session.busy)
+
+    def watch_pages(self, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Watches the model go through the documents page by page."""
+        view = AskView("queued")
+        for view in self._handlers.watch_pages(self._parts.session(request)):
+            yield gr.skip(), watch_html(view), *_buttons(True)
+        drawn, _ = self.memory(request)
+        yield drawn, watch_html(view), *_buttons(False)
 
 
 def _buttons(working: bool) -> tuple[Any, Any]:

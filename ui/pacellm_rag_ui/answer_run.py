@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,7 +19,12 @@ from pacellm_rag.context.markers import without_markers
 from pacellm_rag.context.prompts import build_messages
 from pacellm_rag.errors import CancelledError
 from pacellm_rag.messages import Message
-from pacellm_rag.protocols import GenerationOptions, ProgressCallback, ReadProgress
+from pacellm_rag.protocols import (
+    CancelSignal,
+    GenerationOptions,
+    ProgressCallback,
+    ReadProgress,
+)
 from pacellm_rag_ui.chosen_documents import ChosenDocument
 from pacellm_rag_ui.job import told
 from pacellm_rag_ui.reading import Reading, progress_status
@@ -156,6 +160,15 @@ class AnswerRun:
             stream.close()
         self._stop_view()
 
+    @property
+    def cancel(self) -> CancelSignal:
+        """Set when the run is stopped."""
+        return self._cancel
+
+    def finish(self) -> None:
+        """Ends work that gives no words."""
+        self._end(Ended(replace(self._ending("done"), percent=100.0), "", None))
+
     def fail(self, message: str) -> None:
         """Ends the run with an error; the words so far stay."""
         self._break_off(replace(self._ending("failed"), error=message))
@@ -171,12 +184,16 @@ class AnswerRun:
     ) -> None:
         """Answers from the documents, with citations by all signs there are."""
         was_read = reading.reader.receipt is not None
-        with self._watching(reading) as progress:
-            stream = reading.reader.stream(
-                question, history=history, options=options, progress=progress, cancel=self._cancel
-            )
-            self._take(stream)
-            answer = stream.answer
+        self.check()
+        stream = reading.reader.stream(
+            question,
+            history=history,
+            options=options,
+            progress=self.progress_of(reading),
+            cancel=self._cancel,
+        )
+        self._take(stream)
+        answer = stream.answer
         notes = [_reading_note(reading, answer, was_read)]
         if not answer.text:
             notes.append(_NOTHING)
@@ -199,12 +216,13 @@ class AnswerRun:
         """
         messages = build_messages(reading.reader.packed, request)
         messages[-1] = Message("user", request)
-        with self._watching(reading) as progress:
-            reading.reader.read(progress=progress, cancel=self._cancel, options=options)
-            stream = start_chat(
-                reading.model, messages, options=options, progress=progress, cancel=self._cancel
-            )
-            self._take(_ChatPieces(stream))
+        self.check()
+        progress = self.progress_of(reading)
+        reading.reader.read(progress=progress, cancel=self._cancel, options=options)
+        stream = start_chat(
+            reading.model, messages, options=options, progress=progress, cancel=self._cancel
+        )
+        self._take(_ChatPieces(stream))
         resolver = CitationResolver(reading.reader.packed)
         resolved = resolver.resolve(request, stream.text, Evidence(), cite=True)
         view = replace(
@@ -215,18 +233,14 @@ class AnswerRun:
         )
         self._end(Ended(view, stream.text, None))
 
-    @contextmanager
-    def _watching(self, reading: Reading) -> Iterator[ProgressCallback]:
-        """Sees the progress of all requests to the model meanwhile."""
-        self.check()
-        progress = self._progress_of(reading)
-        reading.watch(progress)
-        try:
-            yield progress
-        finally:
-            reading.watch(None)
+    def progress_of(self, reading: Reading, doing: str = "Reading") -> ProgressCallback:
+        """Shows how far the model has come with the pages of a reading.
 
-    def _progress_of(self, reading: Reading) -> Callable[[ReadProgress], None]:
+        Args:
+            reading: the documents.
+            doing: what it does with them.
+        """
+
         def progress(told_now: ReadProgress) -> None:
             if self._cancel.is_set():  # the next window is not begun
                 raise CancelledError("Stopped while reading.")
@@ -234,7 +248,7 @@ class AnswerRun:
             self.show(
                 AskView(
                     state="queued" if pages.position else "reading",
-                    status=progress_status(pages),
+                    status=progress_status(pages, doing),
                     position=pages.position,
                     pages_done=pages.pages_done,
                     pages_total=pages.pages_total,

@@ -48,7 +48,9 @@ def build_app(parts: PageParts) -> gr.Blocks:
         delete_cache=(_UPLOADS_CHECKED, _UPLOADS_KEPT),
     ) as blocks:
         ProgramEvents(parts).wire()  # first: its endpoints keep their names
-        layout = build_layout(parts.model_name, parts.max_file_bytes, logged_in=parts.logged_in)
+        layout = build_layout(
+            parts.handlers.models.names, parts.max_file_bytes, logged_in=parts.logged_in
+        )
         SideEvents(parts, layout).wire(blocks)
         AnswerEvents(parts, layout).wire()
     blocks.queue(default_concurrency_limit=None, max_size=None)

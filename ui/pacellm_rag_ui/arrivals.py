@@ -1,24 +1,18 @@
-"""Files that a process is taking in: in a folder of its own, locked as long as the process lives.
+"""Files that a process is taking in: in a folder of its own (`process_folder`).
 
-    arrivals/<random>/      what is on its way
-    arrivals/<random>.lock  held by the process
-
-No name that a user gave is ever a path. What a process leaves behind goes when it closes, or, if
-it was killed, when the next one starts. Knows nothing of documents and owners.
+No name that a user gave is ever a path. Knows nothing of documents and owners.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from pacellm_rag_ui.disk import clear_errors, is_ours, new_file, new_id
+from pacellm_rag_ui.disk import clear_errors, new_file, new_id
+from pacellm_rag_ui.process_folder import ProcessFolder
 from pacellm_rag_ui.records import LibraryLimitError, StorageError
 
 __all__ = ["Arrivals"]
@@ -28,8 +22,6 @@ _PIECE = 1 << 20
 
 class Arrivals:
     """A process' folder for files on their way.
-
-    Only one process at a time may make one in a folder; the caller sees to that.
 
     Args:
         folder: where the folders of all processes lie.
@@ -41,21 +33,12 @@ class Arrivals:
 
     def __init__(self, folder: Path, *, file_bytes: int) -> None:
         self._file_bytes = file_bytes
-        with clear_errors():
-            folder.mkdir(mode=0o700, exist_ok=True)
-            _clear_dead(folder)
-            self._folder = folder / new_id()
-            self._alive = FileLock(f"{self._folder}.lock", thread_local=False)
-            self._alive.acquire(timeout=0)
-            self._folder.mkdir(mode=0o700)
+        self._own = ProcessFolder(folder)
+        self._folder = self._own.path
 
     def close(self) -> None:
         """Removes what is still here; a second time does nothing."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._alive.is_locked:
-            self._alive.release()
-            with suppress(OSError):
-                Path(self._alive.lock_file).unlink()
+        self._own.close()
 
     def take_in(self, path: Path) -> Path:
         """Moves a file here, or, where it can not be kept, removes it.
@@ -146,22 +129,3 @@ def _renamed(path: Path, target: Path) -> bool:
             raise
         return False
     return True
-
-
-def _clear_dead(folder: Path) -> None:
-    """Removes what processes were taking in that are no more."""
-    alive = set()
-    for path in folder.glob("*.lock"):
-        if not is_ours(path.name):
-            continue
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            alive.add(path.stem)
-            continue
-        lock.release()
-        path.unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.is_dir() and is_ours(path.name) and path.name not in alive:
-            shutil.rmtree(path, ignore_errors=True)

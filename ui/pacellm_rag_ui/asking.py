@@ -108,15 +108,17 @@ class _Asking:
             kept, asked, question = turns, None, self._question or ""
         question = checked_question(question, backend.settings.question_characters)
         chosen = backend.chosen(session)
-        if not backend.model_is_there:
+        name = session.model
+        if not backend.models.is_loaded(name):
             run.show(replace(run.look(), status="Loading the model"))
-        model = backend.model()
+        model = backend.models.get(name)
         run.check()
         reading = backend.reading(session, chosen, model)
         history = messages_of(kept, reading.key)
         options = session.options
         check_room(reading, question, options, history)
         self._details = {"documents": documents_read(reading.key), "model": model.name}
+        self._details["answered_by"] = backend.told_model(name)
         run.unless_over(lambda: self._store(question, asked, reading))
         run.answer(reading, question, options, history)
 

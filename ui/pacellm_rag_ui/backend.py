@@ -1,4 +1,4 @@
-"""What all handlers share: the library, the model, the settings, the open pages.
+"""What all handlers share: the library, the models, the settings, the open pages.
 
 Also what several of them need: the documents of the next question bound to the model, and the
 earlier turns as the model is to see them. Knows nothing of views.
@@ -6,7 +6,6 @@ earlier turns as the model is to see them. Knows nothing of views.
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +13,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-from pacellm_rag.errors import ConfigurationError, ModelError
+from pacellm_rag.errors import ConfigurationError
 from pacellm_rag.messages import Message
 from pacellm_rag.protocols import TextModel
 from pacellm_rag_ui.chosen_documents import DocumentKey, key_of, open_document
+from pacellm_rag_ui.forgetting import Forgetting
 from pacellm_rag_ui.job import Job
 from pacellm_rag_ui.library import Library, NotFoundError, StoredDocument, StoredTurn
+from pacellm_rag_ui.offered_models import OfferedModels
 from pacellm_rag_ui.page_settings import PageSettings
 from pacellm_rag_ui.reading import Reading
 from pacellm_rag_ui.session import Session, Sessions
@@ -27,12 +28,9 @@ from pacellm_rag_ui.token_counts import TokenCounts
 
 __all__ = ["Backend", "documents_read", "messages_of"]
 
-logger = logging.getLogger(__name__)
-
 View = TypeVar("View")
 
 _NO_DOCUMENT = "There is no document yet. Add one to ask about."
-_LOADING = "The model is being loaded. Questions can be asked already; they wait for it."
 _NONE_CHOSEN = "No document is ticked. Tick those that the question is about."
 
 
@@ -41,18 +39,16 @@ class Backend:
 
     Args:
         library: what is kept on the server.
-        model: gives the model.
+        models: those that pages choose from.
         settings: limits and defaults.
 
     Attributes:
         sessions: the open pages.
         counts: tokens of single documents.
-        model_is_there: whether the model has been loaded.
+        forgetting: has models forget removed documents; None where they keep nothing.
     """
 
-    def __init__(
-        self, library: Library, model: Callable[[], TextModel], settings: PageSettings
-    ) -> None:
+    def __init__(self, library: Library, models: OfferedModels, settings: PageSettings) -> None:
         self.library = library
         self.settings = settings
         self.sessions = Sessions(
@@ -61,55 +57,36 @@ class Backend:
             reading_seconds=settings.reading_seconds,
         )
         self.counts = TokenCounts()
-        self._model = model
-        self.model_is_there = False
-        self._loading = threading.Lock()
-        self._starting = threading.Lock()
-        self._loader: threading.Thread | None = None
+        self.forgetting: Forgetting | None = None
+        if settings.forget_readings is not None:
+            self.forgetting = Forgetting(library, settings.forget_readings)
+            self.forgetting.begin()  # of what was removed before, were it by another process
+        self.models = models
+        models.wanted = lambda: {each.model for each in self.sessions.all()}
         self._working = threading.Lock()
         self._workers: set[Session] = set()
         self._last_worker: weakref.ref[Session] | None = None
 
-    def model(self) -> TextModel:
-        """The model; loaded by whoever comes first, while others wait.
+    def model(self, session: Session) -> TextModel:
+        """The model that a page has chosen; loaded by whoever comes first, while others wait.
 
         Raises:
             PaceLLMError: it can not be loaded.
         """
-        with self._loading:
-            model = self._model()
-        self.model_is_there = True
-        return model
+        return self.models.get(session.model)
 
-    def model_soon(self, seconds: float = 1.0) -> TextModel:
-        """The model, for those who have something to show without it meanwhile.
+    def model_soon(self, session: Session) -> TextModel:
+        """The page's model, for those who have something to show without it meanwhile.
 
         Raises:
-            ModelError: it is being loaded, and that takes longer than `seconds`.
+            ModelError: it is being loaded, and that takes longer than a second.
             PaceLLMError: it can not be loaded.
         """
-        if self.model_is_there:
-            return self.model()
-        with self._starting:
-            loader = self._loader
-            if loader is None:
-                loader = self._loader = threading.Thread(
-                    target=self._load, name="pacellm-page-model", daemon=True
-                )
-                loader.start()
-        loader.join(seconds)
-        if loader.is_alive():
-            raise ModelError(_LOADING)
-        return self.model()  # which, where that failed, tells why
+        return self.models.soon(session.model)
 
-    def _load(self) -> None:
-        try:
-            self.model()
-        except Exception:
-            logger.debug("The model was not loaded; whoever needs it is told.", exc_info=True)
-        finally:
-            with self._starting:
-                self._loader = None
+    def told_model(self, name: str) -> str:
+        """A model's name where it is worth telling: where there are others."""
+        return name if len(self.models.names) > 1 else ""
 
     def job(
         self,
@@ -147,7 +124,7 @@ class Backend:
     def _begin(self, owner: str, page: str) -> Session:
         conversations = self.library.conversations(owner)
         newest = conversations[0].id if conversations else None
-        return Session(owner, page, self.settings.options, newest)
+        return Session(owner, page, self.settings.options, newest, self.models.default)
 
     def chosen(self, session: Session) -> list[StoredDocument]:
         """The ticked documents, in order.

@@ -11,6 +11,7 @@ from pacellm_rag_ui.library import StoredTurn
 from pacellm_rag_ui.markup import (
     action,
     answer_body,
+    answered_by,
     chips,
     escape,
     icon,
@@ -77,6 +78,8 @@ def _answer(turn: StoredTurn) -> str:
     elif ended == "length":
         said = notice("Cut off at the answer length; Settings allow more.", "warning")
     body = answer_body(turn.text) if turn.text.strip() else ""
+    by = answered_by(str(turn.details.get("answered_by") or ""))
+    tools += f'<span class="by">{escape(by)}</span>' if by else ""
     return (
         f'<article class="turn model" data-turn="{escape(turn.id)}" aria-label="Answer">'
         f'{body}{chips(citations)}{said}<div class="tools">{tools}</div></article>'
@@ -127,7 +130,7 @@ def _state(view: AskView) -> str:
 def aside_html(title: str, view: AskView) -> str:
     """A card for an answer that is no part of the conversation, such as a summary."""
     body = safe_body(view.text) if view.text else ""
-    status = "" if view.state == "done" else status_html(view)
+    status = "" if view.state == "done" else _ended_or_working(view)
     return _card(title, f"{body}{chips(view.citations)}{status}")
 
 
@@ -137,10 +140,14 @@ def suggestions_html(view: AskView, questions: Sequence[str]) -> str:
         action("local", question, kind="use-question", classes="suggestion")
         for question in questions
     )
-    status = "" if view.state == "done" and questions else status_html(view)
+    status = "" if view.state == "done" and questions else _ended_or_working(view)
     if view.state == "done" and not questions:
         status = notice("Nothing came to mind; ask away.")
     return _card("Questions to begin with", f"{items}{status}")
+
+
+def _ended_or_working(view: AskView) -> str:
+    return notice("Stopped.") if view.state == "stopped" else status_html(view)
 
 
 def _card(title: str, body: str) -> str:

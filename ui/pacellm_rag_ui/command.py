@@ -17,14 +17,17 @@ from pacellm_rag import GenerationOptions, PaceLLMError, __version__
 from pacellm_rag.errors import ConfigurationError
 from pacellm_rag_ui.auth import Accounts, account_line
 from pacellm_rag_ui.gate import LOOPBACK_NAMES
+from pacellm_rag_ui.records import LibraryLimits
 from pacellm_rag_ui.serving import ModelSource, Serving, serve
 
 __all__ = ["check_exposure", "command", "main"]
 
+_LIMITS = LibraryLimits()
 _EPILOG = """\b
 Examples:
   pacellm-rag-ui report.pdf contract.pdf
   pacellm-rag-ui --hash-password ann >> accounts.txt
+  pacellm-rag-ui --model ./small-model --model ./large-model
   pacellm-rag-ui --host 0.0.0.0 --auth accounts.txt --model ./my-model
 """
 
@@ -50,7 +53,13 @@ def main() -> None:
     type=click.IntRange(0, 65535),
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option("--model", help="A folder, a .gguf file or an id of the hub; else the default model.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="A folder, a .gguf file or an id of the hub; else the default model. Repeatable: people "
+    "then choose in the page's settings, and begin with the first.",
+)
 @click.option("--device", default="auto", show_default=True, help="Where to compute.")
 @click.option(
     "--dtype",
@@ -93,6 +102,27 @@ def main() -> None:
     help="Largest file that is taken.",
 )
 @click.option(
+    "--max-guests",
+    default=_LIMITS.guests,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Without --auth: most guests whose things are kept.",
+)
+@click.option(
+    "--guest-gb",
+    default=_LIMITS.guest_bytes // 1_000_000_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Without --auth: most that the documents of all guests may take.",
+)
+@click.option(
+    "--guest-days",
+    default=_LIMITS.guest_days,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How long a guest must have stayed away to give way when one of these limits is met.",
+)
+@click.option(
     "--allow-host",
     "hosts",
     multiple=True,
@@ -126,6 +156,10 @@ def _serve(
     max_file_mb: int,
     hosts: tuple[str, ...],
     max_new_tokens: int,
+    models: tuple[str, ...],
+    max_guests: int,
+    guest_gb: int,
+    guest_days: int,
     **model_settings: Any,
 ) -> None:
     check_exposure(host, accounts_file)
@@ -134,12 +168,15 @@ def _serve(
     serve(
         Serving(
             folder=folder.expanduser().resolve(),
-            model=ModelSource(**model_settings),
+            models=[ModelSource(name, **model_settings) for name in models or (None,)],
             options=GenerationOptions(max_new_tokens=max_new_tokens),
             max_file_bytes=max_file_mb * 1_000_000,
             accounts=accounts,
             hosts=None if accounts is not None and not hosts else LOOPBACK_NAMES | set(hosts),
             files=files,
+            limits=LibraryLimits(
+                guests=max_guests, guest_bytes=guest_gb * 1_000_000_000, guest_days=guest_days
+            ),
         ),
         host,
         port,

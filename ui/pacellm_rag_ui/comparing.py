@@ -33,11 +33,12 @@ _NO_PLAIN_MODEL = (
 
 def compare(backend: Backend, session: Session, question: str) -> Iterator[CompareView]:
     """Answers a question twice, from the chosen documents."""
-    plain = backend.settings.plain_model
+    name = session.model
+    plain = backend.models[name].plain
     try:
         question = checked_question(question, backend.settings.question_characters)
         chosen = backend.chosen(session)
-        if not has_banks(backend.model_soon()):
+        if not has_banks(backend.model_soon(session)):
             yield CompareView(False, _NO_BANKS)
             return
     except Exception as error:
@@ -55,7 +56,7 @@ def compare(backend: Backend, session: Session, question: str) -> Iterator[Compa
 
         return steps
 
-    answers = SideBySide([steps_of(backend.model), steps_of(plain)], at_once=2)
+    answers = SideBySide([steps_of(lambda: backend.models.get(name)), steps_of(plain)], at_once=2)
 
     def look() -> CompareView:
         on, off = answers.looks()

@@ -11,28 +11,25 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pacellm_rag_ui.database import Database
 from pacellm_rag_ui.disk import new_id
 from pacellm_rag_ui.document_rows import one_document
-from pacellm_rag_ui.owners import known_key, register
+from pacellm_rag_ui.guests import check_guests
+from pacellm_rag_ui.owners import known_key, known_owner, register
 from pacellm_rag_ui.records import (
     LibraryLimitError,
-    LibraryLimits,
     NotFoundError,
     Role,
     StoredConversation,
     StoredTurn,
 )
+from pacellm_rag_ui.removals import Removals
 from pacellm_rag_ui.stored_text import json_text, kept_text, kept_title
 
 __all__ = ["ConversationLog"]
 
 
-class ConversationLog:
+class ConversationLog(Removals):
     """The part of `Library` that keeps conversations."""
-
-    limits: LibraryLimits
-    _database: Database
 
     def conversations(self, owner: str) -> list[StoredConversation]:
         """An owner's conversations, last updated first."""
@@ -50,10 +47,12 @@ class ConversationLog:
 
         Raises:
             NotFoundError: the owner has no document of one of these ids.
-            LibraryLimitError: the owner has too many conversations.
+            LibraryLimitError: the owner has too many conversations, or there are too many guests.
         """
         conversation_id, now = new_id(), time.time()
+        self.sweep_guests(known_owner(owner))
         with self._database.writing() as connection:
+            check_guests(connection, owner, 0, self.limits)
             register(connection, owner)
             self._check_count(connection, owner)
             connection.execute(

@@ -79,6 +79,7 @@ def insert_document(
     }
     columns, values = ", ".join(row), ", ".join(f":{column}" for column in row)
     connection.execute(f"INSERT INTO documents ({columns}) VALUES ({values})", row)
+    connection.execute("DELETE FROM removed_contents WHERE content_id = ?", (row["content_id"],))
     return one_document(connection, owner, document_id)
 
 

@@ -13,24 +13,23 @@ from typing import Final, Literal
 
 from pacellm_rag.documents import Document
 from pacellm_rag_ui.arrivals import Arrivals
-from pacellm_rag_ui.database import Database
 from pacellm_rag_ui.disk import new_id
-from pacellm_rag_ui.document_files import DocumentFiles
 from pacellm_rag_ui.document_rows import (
     all_documents,
     insert_document,
     number_documents,
     one_document,
 )
-from pacellm_rag_ui.owners import folder_of, owner_usage, register
+from pacellm_rag_ui.guests import check_guests
+from pacellm_rag_ui.owners import folder_of, known_owner, owner_usage, register
 from pacellm_rag_ui.parsed_pages import document_from_bytes, document_to_bytes
 from pacellm_rag_ui.records import (
     LibraryError,
     LibraryLimitError,
-    LibraryLimits,
     StorageError,
     StoredDocument,
 )
+from pacellm_rag_ui.removals import Removals, note_removed
 
 __all__ = ["UNCHANGED", "DocumentShelf", "Unchanged"]
 
@@ -45,13 +44,10 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 """For `update_document`: leave it as it is; None for a page range means all pages."""
 
 
-class DocumentShelf:
+class DocumentShelf(Removals):
     """The part of `Library` that keeps documents."""
 
-    limits: LibraryLimits
-    _database: Database
     _arrivals: Arrivals
-    _files: DocumentFiles
 
     def take_in(self, path: Path) -> Path:
         """Moves an upload out of its place, into a private folder of this process, at once.
@@ -83,7 +79,8 @@ class DocumentShelf:
             tokens: of its text, if they are counted.
 
         Raises:
-            LibraryLimitError: the owner has too many documents, or bytes, or the file too many.
+            LibraryLimitError: the owner has too many documents, or bytes, or the file too many; or
+                all guests together have.
             StorageError: the disk is full or fails.
         """
         try:
@@ -95,9 +92,11 @@ class DocumentShelf:
         parsed: Path | None = None
         try:
             kept = document_to_bytes(document)
+            size = original.stat().st_size + len(kept)
+            self.sweep_guests(known_owner(owner), size)
             # before the pages are written; it counts again when they are
             with self._database.reading() as connection:
-                self._check_room(connection, owner, original.stat().st_size + len(kept))
+                self._check_room(connection, owner, size)
             parsed = self._arrivals.write(kept)
             return self._add(owner, name, (original, parsed), document, tokens)
         finally:
@@ -219,7 +218,9 @@ class DocumentShelf:
             found = one_document(connection, owner, document_id)
             folder = folder_of(connection, owner) or ""
             connection.execute("DELETE FROM documents WHERE id = ?", (found.id,))
+            note_removed(connection, [found.content_id])
             number_documents(connection, [each.id for each in all_documents(connection, owner)])
+        self._told(folder, [found.id])
         self._files.remove(folder, found.id)
         self._database.forget_deleted()
 
@@ -254,6 +255,7 @@ class DocumentShelf:
             raise
 
     def _check_room(self, connection: sqlite3.Connection, owner: str, size: int) -> None:
+        check_guests(connection, owner, size, self.limits)
         used = owner_usage(connection, owner)
         if used.files >= self.limits.files:
             raise LibraryLimitError(

@@ -6,14 +6,14 @@ Values in, HTML out; knows no Gradio.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from pacellm_rag_ui.library import StoredConversation, StoredDocument
 from pacellm_rag_ui.markup import action, escape, icon, notice, plural
 from pacellm_rag_ui.safe_text import display_name
 from pacellm_rag_ui.views import FileReport, Meter
 
-__all__ = ["conversations_html", "documents_html", "meter_html", "reports_html"]
+__all__ = ["conversations_html", "documents_html", "meter_html", "models_html", "reports_html"]
 
 
 def documents_html(documents: Sequence[StoredDocument], meter: Meter | None) -> str:
@@ -96,13 +96,23 @@ def _menu(document: StoredDocument, place: int, number: int) -> str:
     )
 
 
-def reports_html(reports: Iterable[FileReport]) -> str:
-    """Files that are being taken in, and those that were refused."""
-    rows = "".join(_report(report) for report in reports if report.state != "ready")
+def reports_html(reports: Mapping[str, FileReport]) -> str:
+    """Files that are being taken in, those that were refused, and those that need a password.
+
+    Of the latter the page's script makes rows of its own, with a field to write into.
+
+    Args:
+        reports: by the token of the file's upload.
+    """
+    rows = "".join(_report(*each) for each in reports.items() if each[1].state != "ready")
     return f'<ul class="reports" aria-live="polite">{rows}</ul>' if rows else ""
 
 
-def _report(report: FileReport) -> str:
+def _report(token: str, report: FileReport) -> str:
+    if report.state == "locked":
+        return (
+            f'<li hidden class="locked" data-token="{escape(token)}">{escape(report.message)}</li>'
+        )
     refused = report.state == "refused"
     sign = icon("warn") if refused else '<span class="spinner" aria-hidden="true"></span>'
     close = (
@@ -134,9 +144,9 @@ def meter_html(meter: Meter) -> str:
         for name, tokens, kind in parts
     )
     if meter.fits:
-        left = f"{meter.room:,} tokens free"
+        left = f"{meter.room:,} free"
     elif meter.room < 0:
-        left = f"{-meter.room:,} tokens too many"
+        left = f"{-meter.room:,} too many"
     else:
         left = "can not be sent"
     said = f"{meter.total:,} of {meter.window:,} tokens"
@@ -206,6 +216,26 @@ def _conversation(conversation: StoredConversation, current: bool, now: float) -
         f'data-id="{escape(conversation.id)}" title="{escape(title)}" dir="auto">{escape(title)}'
         f'</button><span class="facts">{_ago(now - conversation.updated)}</span>{rename}{delete}'
         "</li>"
+    )
+
+
+def models_html(name: str, loaded: Sequence[str], *, loading: bool, failure: str) -> str:
+    """Which models are in memory, below the choice of one.
+
+    Args:
+        name: of the model that is chosen.
+        loaded: names of those in memory.
+        loading: whether the chosen one is being loaded.
+        failure: why it could not be loaded.
+    """
+    if failure:
+        return notice(failure, "error")
+    if loading:
+        return notice(f"{name} is being loaded. Questions can be asked already; they wait for it.")
+    there = ", ".join(loaded) or "none yet"
+    return notice(
+        f"In memory: {there}. A model is loaded when it is chosen first, which takes a while, and "
+        "one that no open page has chosen makes room for it."
     )
 
 

@@ -18,7 +18,7 @@ from pacellm_rag_ui.job import told
 from pacellm_rag_ui.library import StoredDocument
 from pacellm_rag_ui.meter import check_room
 from pacellm_rag_ui.reading import Reading
-from pacellm_rag_ui.safe_text import display_name
+from pacellm_rag_ui.safe_text import display_name, plain_markdown
 from pacellm_rag_ui.session import BusyError, Session
 from pacellm_rag_ui.side_by_side import SideBySide
 from pacellm_rag_ui.views import AskView, CitationView, EveryRow, EveryView
@@ -30,14 +30,14 @@ def ask_every(backend: Backend, session: Session, question: str) -> Iterator[Eve
     """Puts a question to every chosen document."""
     try:
         question = checked_question(question, backend.settings.question_characters)
-        chosen = backend.chosen(session)
+        chosen, name = backend.chosen(session), session.model
     except Exception as error:
         yield EveryView(question, (), "failed", "Not sent", told(error))
         return
 
     def steps_of(stored: StoredDocument) -> Callable[[AnswerRun], None]:
         def steps(run: AnswerRun) -> None:
-            model, options = backend.model(), session.options
+            model, options = backend.models.get(name), session.options
             reading = Reading(model, [open_document(backend.library, stored)])
             check_room(reading, question, options)
             run.answer(reading, question, options)
@@ -45,6 +45,7 @@ def ask_every(backend: Backend, session: Session, question: str) -> Iterator[Eve
         return steps
 
     at_once = backend.settings.documents_at_once
+    by = backend.told_model(name)
     answers = SideBySide([steps_of(each) for each in chosen], at_once)
 
     def look() -> EveryView:
@@ -55,9 +56,10 @@ def ask_every(backend: Backend, session: Session, question: str) -> Iterator[Eve
         )
         done = sum(answer.final for answer in looks)
         if answers.stopped:
-            return EveryView(question, rows, "stopped", "Stopped")
+            return EveryView(question, rows, "stopped", "Stopped", model=by)
         status = f"{done} of {len(rows)} documents answered"
-        return EveryView(question, rows, "done" if done == len(rows) else "working", status)
+        state: Literal["working", "done"] = "done" if done == len(rows) else "working"
+        return EveryView(question, rows, state, status, model=by)
 
     job = backend.job(session, answers.work, look, answers.stop)
     answers.touch_by(job.touch)
@@ -76,7 +78,8 @@ def export_every(view: EveryView, form: Literal["csv", "markdown"]) -> str:
 def _as_csv(view: EveryView) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["Document", "Answer", "Pages", "Quotes", "State"])
+    by = (["Model"], [_cell(view.model)]) if view.model else ([], [])
+    writer.writerow(["Document", "Answer", "Pages", "Quotes", "State", *by[0]])
     for row in view.rows:
         answer = row.answer
         writer.writerow(
@@ -90,6 +93,7 @@ def _as_csv(view: EveryView) -> str:
                     answer.state,
                 )
             ]
+            + by[1]
         )
     return text.getvalue()
 
@@ -101,9 +105,10 @@ def _cell(text: str) -> str:
 
 def _as_markdown(view: EveryView) -> str:
     lines = [f"# {_line(view.question)}", ""]
+    lines += [f"Answered by {_line(view.model)}.", ""] if view.model else []
     for row in view.rows:
         lines += [f"## {_line(display_name(row.title, 200))}", "", _answer_text(row.answer), ""]
-        lines += [f"* p. {c.label}: {_line(_quoted(c))}" for c in row.answer.citations]
+        lines += [f"* p. {_line(c.label)}: {_line(_quoted(c))}" for c in row.answer.citations]
         lines += [""] if row.answer.citations else []
     return "\n".join(lines)
 
@@ -123,5 +128,4 @@ def _quoted(citation: CitationView) -> str:
 
 def _line(text: str) -> str:
     """A text of somebody else's as one line of Markdown that is only text."""
-    line = " ".join(text.split())
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in line)
+    return plain_markdown(" ".join(text.split()))

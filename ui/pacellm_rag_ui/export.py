@@ -31,6 +31,10 @@ class ExportedTurn(Protocol):
         """Of an answer: mappings with title, page, label, quote and verified."""
 
     @property
+    def details(self) -> Mapping[str, Any]:
+        """What else is known of an answer; "answered_by" names the model where it was chosen."""
+
+    @property
     def time(self) -> float:
         """When, in seconds since 1970."""
 
@@ -65,6 +69,8 @@ def export_markdown(title: str, turns: Sequence[ExportedTurn]) -> str:
         last = answer.rsplit("\n", 1)[-1]
         glue = " " if last[:1].isalpha() and "|" not in last else "\n\n"
         parts.append(answer + (glue + " ".join(dict.fromkeys(numbers)) if numbers else ""))
+        by = str(turn.details.get("answered_by") or "")
+        parts += [f"*Answered by {_line(display_name(by, 80))}.*"] if by else []
     if notes:
         parts.append("\n".join(notes))
     return "\n\n".join(parts) + "\n"

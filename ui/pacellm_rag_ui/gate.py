@@ -57,6 +57,7 @@ _CLOSED = re.compile(
 )
 
 _KEPT = ("/assets/", "/static/")
+_FAULT = "Something went wrong on the server. Try again; its log says more."
 
 
 def owner_of(connection: HTTPConnection) -> str:
@@ -116,12 +117,21 @@ class Gate:
         if owner is not None:
             scope["pacellm_owner"] = owner
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 _add_headers(message, cookie, keep=path.startswith(_KEPT))
             await send(message)
 
-        await (refusal or self._app)(scope, receive, send_with_headers)
+        try:
+            await (refusal or self._app)(scope, receive, send_with_headers)
+        except Exception:
+            if not begun:  # else the server's own reply to errors would leave without the headers
+                await JSONResponse({"error": _FAULT}, 500)(scope, receive, send_with_headers)
+            raise
 
     def _owner(self, headers: Headers) -> str | None:
         cookies = SimpleCookie()

@@ -9,6 +9,7 @@ final. They tell errors in their views; the other methods raise them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -22,10 +23,18 @@ from pacellm_rag_ui import (
     measuring,
     memory_view,
     uploads,
+    watching,
 )
 from pacellm_rag_ui.backend import Backend
 from pacellm_rag_ui.export import export_markdown
-from pacellm_rag_ui.library import Library, StoredConversation, StoredDocument, StoredTurn
+from pacellm_rag_ui.library import (
+    Library,
+    StorageError,
+    StoredConversation,
+    StoredDocument,
+    StoredTurn,
+)
+from pacellm_rag_ui.offered_models import OfferedModel, OfferedModels
 from pacellm_rag_ui.page_settings import PageSettings
 from pacellm_rag_ui.session import BusyError, Session
 from pacellm_rag_ui.views import (
@@ -46,7 +55,8 @@ class Handlers:
 
     Args:
         library: what is kept on the server.
-        model: gives the model; called when it is first needed, and then every time.
+        model: gives the model; called when it is first needed, and then every time. Several to
+            choose from are `OfferedModels`.
         settings: limits and defaults.
 
     Every method takes the page's `Session`, from `session`. Methods that return no generator raise
@@ -57,11 +67,14 @@ class Handlers:
     def __init__(
         self,
         library: Library,
-        model: Callable[[], TextModel],
+        model: Callable[[], TextModel] | OfferedModels,
         settings: PageSettings | None = None,
     ) -> None:
         self.library = library
         self.settings = settings or PageSettings()
+        if not isinstance(model, OfferedModels):
+            model = OfferedModels([OfferedModel("model", model, self.settings.plain_model)])
+        self.models = model
         self._backend = Backend(library, model, self.settings)
 
     # pages
@@ -75,6 +88,8 @@ class Handlers:
             owner: who it belongs to.
             page: Gradio's session hash, or anything else that names the open page.
         """
+        with suppress(StorageError):  # a disk that is full must not close the page
+            self.library.note_use(owner)
         return self._backend.sessions.get(owner, page)
 
     def leave(self, owner: str, page: str) -> None:
@@ -84,6 +99,8 @@ class Handlers:
     def close(self) -> None:
         """Stops all work of all pages, at the end of the server."""
         self._backend.sessions.close()
+        if self._backend.forgetting is not None:
+            self._backend.forgetting.close()
 
     @property
     def open_pages(self) -> int:
@@ -118,16 +135,30 @@ class Handlers:
         )
         return session.options
 
+    def choose_model(self, session: Session, name: str) -> None:
+        """Chooses the model of the page's next questions; it is loaded in the background.
+
+        An answer that is on its way goes on with the model that it began with.
+
+        Raises:
+            ConfigurationError: no such model is offered; nothing is changed.
+        """
+        session.model = self.models[name].name
+        if not session.busy:
+            session.forget_documents()  # they were read by the other model
+        self.models.begin(name)
+
     # documents
 
     def add_files(
-        self, session: Session, files: Sequence[tuple[str, Path]]
+        self, session: Session, files: Sequence[tuple[str, Path]], password: str = ""
     ) -> Iterator[FileReport]:
-        """Takes uploads (name, where it lies) in; every file ends with "ready" or "refused".
+        """Takes uploads (name, where it lies) in; each ends with "ready", "refused" or "locked".
 
-        The files are moved out of their place before the first is parsed.
+        The files are moved out of their place before the first is parsed. One that is "locked"
+        needs a password: send it again with `password`, of which nothing is kept.
         """
-        return uploads.add_files(self._backend, session, files)
+        return uploads.add_files(self._backend, session, files, password)
 
     def documents(self, session: Session) -> list[StoredDocument]:
         """The owner's documents in their order."""
@@ -153,7 +184,16 @@ class Handlers:
         return self.library.update_document(session.owner, document_id, position=max(place, 0))
 
     def remove(self, session: Session, document_id: str) -> None:
-        """Deletes a document and its file for good."""
+        """Deletes a document, its file and what was read of it for good.
+
+        Answers that are on their way on the owner's pages are stopped: they may be reading it.
+        """
+        self.library.document(session.owner, document_id)
+        for page in self._backend.sessions.of_owner(session.owner):
+            page.stop_answer()
+            reading = page.reading
+            if reading is not None and document_id in (each for each, _ in reading.key):
+                page.forget_documents()
         self.library.remove_document(session.owner, document_id)
 
     def meter(self, session: Session, question: str = "") -> Meter:
@@ -204,8 +244,12 @@ class Handlers:
         return comparing.compare(self._backend, session, question)
 
     def memory(self, session: Session) -> MemoryView:
-        """What PaceLLM's memory did for the page's last answer."""
+        """What PaceLLM's memory, and the experts, did for the page's documents."""
         return memory_view.memory_of(self._backend, session)
+
+    def watch_pages(self, session: Session) -> Iterator[AskView]:
+        """Watches the model go through the chosen documents; `memory` then tells more of them."""
+        return watching.watch_pages(self._backend, session)
 
     # conversations
 

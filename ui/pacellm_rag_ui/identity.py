@@ -14,13 +14,19 @@ import hmac
 import secrets
 import time
 
-__all__ = ["GUEST_SECONDS", "USER_SECONDS", "Identities"]
+__all__ = ["GUEST_SECONDS", "USER_SECONDS", "Identities", "is_guest"]
 
 GUEST_SECONDS = 400 * 24 * 3600
 """As long as browsers keep a cookie at all: a guest has no other way back to their documents."""
 USER_SECONDS = 7 * 24 * 3600
 
 _KEY_BYTES = 32
+_GUEST = "guest:"
+
+
+def is_guest(owner: str) -> bool:
+    """Whether an owner is somebody who has not logged in."""
+    return owner.startswith(_GUEST)
 
 
 class Identities:
@@ -43,7 +49,7 @@ class Identities:
 
     def new_guest(self) -> str:
         """An owner that nobody has been before."""
-        return f"guest:{secrets.token_urlsafe(24)}"
+        return f"{_GUEST}{secrets.token_urlsafe(24)}"
 
     def user(self, name: str) -> str:
         """The owner that a name logs in as."""
@@ -51,7 +57,7 @@ class Identities:
 
     def seconds(self, owner: str) -> int:
         """How long a cookie of this owner is good for."""
-        return GUEST_SECONDS if owner.startswith("guest:") else USER_SECONDS
+        return GUEST_SECONDS if is_guest(owner) else USER_SECONDS
 
     def seal(self, owner: str) -> str:
         """The value of a cookie that says so, from now on."""

@@ -1,8 +1,9 @@
 """Files on their way from a browser to the library: written to a private folder, then taken once.
 
 Gradio's own upload puts files into a folder that all users share, under a name made from their
-content, and changes the files' names. Here each upload gets a name nobody can guess, and only the
-owner who sent it can take it. Knows nothing of HTTP or of documents.
+content, and changes the files' names. Here each upload gets a name nobody can guess, in a folder
+of this process alone, and only the owner who sent it can take it. Knows nothing of HTTP or of
+documents.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pacellm_rag.errors import PaceLLMError
+from pacellm_rag_ui.process_folder import ProcessFolder
 
 __all__ = ["Incoming", "TooLargeError"]
 
@@ -36,22 +38,25 @@ class _Arrival:
 
 
 class Incoming:
-    """The folder of uploads.
+    """The folder of uploads. Close it when done.
 
     Args:
-        folder: emptied at the start; what lies there nobody waits for any more.
+        folder: where the folders of all processes lie; those of processes that were killed are
+            removed, as nobody waits for them any more.
         max_bytes: of one file.
         max_waiting: files that one owner may have here without taking them.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, max_waiting: int = 50) -> None:
-        self._folder = folder
+        self._own = ProcessFolder(folder)
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
         self._arrivals: dict[str, _Arrival] = {}
         self._lock = threading.Lock()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, mode=0o700)
+
+    def close(self) -> None:
+        """Removes what was not taken; a second time does nothing."""
+        self._own.close()
 
     async def receive(self, owner: str, name: str, pieces: AsyncIterator[bytes]) -> str:
         """Writes a file as it comes; returns the token by which its owner takes it.
@@ -118,7 +123,7 @@ class Incoming:
 
     def _new_path(self) -> tuple[str, Path]:
         token = secrets.token_urlsafe(24)
-        return token, self._folder / token
+        return token, self._own.path / token
 
     def _keep(self, token: str, arrival: _Arrival) -> None:
         with self._lock:

@@ -77,6 +77,7 @@ class Job(Generic[View]):
         with self._changed:
             if not self._over:
                 self._thread.start()
+        seen: object = self  # no view
         try:
             while True:
                 with self._changed:
@@ -84,7 +85,10 @@ class Job(Generic[View]):
                     new, self._touched = self._touched, False
                 if not new:
                     return  # over, and seen to its end
-                yield self._look()
+                view = self._look()
+                if view is not seen:  # the last change may be seen before it is told
+                    seen = view
+                    yield view
                 with self._changed:
                     self._changed.wait_for(lambda: self._over, timeout=self._interval)
         finally:

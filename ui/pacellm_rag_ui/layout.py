@@ -5,6 +5,7 @@ Only this module and `app` know Gradio.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import gradio as gr
 
 from pacellm_rag_ui.markup import action, escape
+from pacellm_rag_ui.panel_view import every_html
 
-__all__ = ["Layout", "build_layout"]
+__all__ = ["Layout", "build_layout", "top_html"]
 
 _HIDDEN = "hidden-value"
 # Sends the page's own events to Python; the names must stand here in quotes.
@@ -27,12 +29,16 @@ window.pacellmTrigger = (name, data) => events.includes(name) && trigger(name, d
 class Layout:
     """The components that events read and write, named by what they show."""
 
+    top: gr.HTML
     bridge: gr.HTML
     reports: gr.HTML
     documents: gr.HTML
     meter: gr.HTML
     conversations: gr.HTML
     new_chat: gr.Button
+    settings: gr.Accordion
+    model: gr.Dropdown
+    model_note: gr.HTML
     answer_tokens: gr.Number
     temperature: gr.Slider
     seed: gr.Number
@@ -57,19 +63,28 @@ class Layout:
     compare_stop: gr.Button
     compare: gr.HTML
     memory: gr.HTML
+    watch: gr.HTML
+    watch_send: gr.Button
+    watch_stop: gr.Button
     memory_tab: gr.Tab
     exported: gr.Textbox
 
 
-def build_layout(model_name: str, max_file_bytes: int, *, logged_in: bool) -> Layout:
-    """Places everything in the Blocks that is open."""
+def build_layout(models: Sequence[str], max_file_bytes: int, *, logged_in: bool) -> Layout:
+    """Places everything in the Blocks that is open.
+
+    Args:
+        models: names of the models to choose from, the first of which is chosen.
+        max_file_bytes: of one file.
+        logged_in: whether people log in, and so can log out.
+    """
     made: dict[str, object] = {}
     with gr.Column(elem_id="frame"):
-        _html(_top(model_name, logged_in), elem_id="top")
+        made["top"] = _html(top_html(models[0], logged_in), elem_id="top")
         made["bridge"] = _html("", elem_id="bridge", js_on_load=_BRIDGE)
         with gr.Row(elem_id="panes"):
             with gr.Column(elem_id="left", min_width=0):
-                made |= _left(model_name, max_file_bytes)
+                made |= _left(models, max_file_bytes)
             with gr.Column(elem_id="middle", min_width=0), gr.Tabs():
                 with gr.Tab("Chat", id="chat"):
                     made |= _chat()
@@ -90,7 +105,7 @@ def _html(value: str, **more: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **more)
 
 
-def _left(model_name: str, max_file_bytes: int) -> dict[str, object]:
+def _left(models: Sequence[str], max_file_bytes: int) -> dict[str, object]:
     made: dict[str, object] = {}
     _html(_drop_zone(max_file_bytes), elem_id="drop")
     made["reports"] = _html("", elem_id="reports")
@@ -100,8 +115,20 @@ def _left(model_name: str, max_file_bytes: int) -> dict[str, object]:
         _html('<h2 class="section">Conversations</h2>')
         made["new_chat"] = gr.Button("New chat", size="sm", elem_id="new-chat")
         made["conversations"] = _html("", elem_id="conversations")
-    with gr.Accordion("Settings", open=False, elem_id="settings"):
-        _html(f'<p class="facts">Model: {escape(model_name)}</p>')
+    with gr.Accordion("Settings", open=False, elem_id="settings") as settings:
+        made["settings"] = settings
+        choice = len(models) > 1
+        if not choice:
+            _html(f'<p class="facts">Model: {escape(models[0])}</p>')
+        made["model"] = gr.Dropdown(
+            list(models),
+            value=models[0],
+            label="Model of the next question",
+            filterable=False,
+            visible=choice,
+            elem_id="model",
+        )
+        made["model_note"] = _html("", elem_id="model-note")
         made["answer_tokens"] = gr.Number(
             label="Answer length, in tokens", precision=0, minimum=1, elem_id="answer-tokens"
         )
@@ -109,7 +136,8 @@ def _left(model_name: str, max_file_bytes: int) -> dict[str, object]:
             0,
             2,
             step=0.05,
-            label="Temperature (0: the same answer every time)",
+            label="Temperature",
+            info="0: the same answer every time",
             elem_id="temperature",
         )
         made["seed"] = gr.Number(
@@ -144,7 +172,7 @@ def _every() -> dict[str, object]:
         made["every_question"], made["every_send"], made["every_stop"] = _ask_row(
             "every-", "The same question for every ticked document"
         )
-        made["every"] = _html("", elem_id="every")
+        made["every"] = _html(every_html(None), elem_id="every")
         with gr.Row(elem_classes="buttons"):
             made["every_csv"] = gr.Button("Export as CSV", size="sm", visible=False)
             made["every_markdown"] = gr.Button("Export as Markdown", size="sm", visible=False)
@@ -155,9 +183,17 @@ def _memory() -> dict[str, object]:
     made: dict[str, object] = {}
     with gr.Column(elem_classes="side-panel", min_width=0):
         made["memory"] = _html("", elem_id="memory")
+        made["watch"] = _html("", elem_id="watch")
+        with gr.Row(elem_classes="buttons"):
+            made["watch_send"] = gr.Button(
+                "Watch page by page", size="sm", elem_id="watch-send", visible=False
+            )
+            made["watch_stop"] = gr.Button(
+                "Stop", size="sm", variant="stop", elem_id="watch-stop", visible=False
+            )
         _html('<h2 class="section">PaceLLM on and off</h2>')
         made["compare_question"], made["compare_send"], made["compare_stop"] = _ask_row(
-            "compare-", "The same question, answered with the memory banks and without"
+            "compare-", "Ask with banks and without"
         )
         made["compare"] = _html("", elem_id="compare")
     return made
@@ -179,7 +215,8 @@ def _ask_row(prefix: str, placeholder: str) -> tuple[gr.Textbox, gr.Button, gr.B
     return question, send, stop
 
 
-def _top(model_name: str, logged_in: bool) -> str:
+def top_html(model_name: str, logged_in: bool) -> str:
+    """The bar at the top: what this is, who answers, light or dark, the way out."""
     theme = action("local", "Light or dark", kind="theme", shows="◐", classes="small")
     leave = (
         '<form method="post" action="logout"><button class="act soft" type="submit">Log out'

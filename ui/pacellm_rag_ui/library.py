@@ -12,6 +12,7 @@ or the web.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from pacellm_rag_ui.database import Database
 from pacellm_rag_ui.disk import clear_errors
 from pacellm_rag_ui.document_files import DocumentFiles
 from pacellm_rag_ui.document_shelf import UNCHANGED, DocumentShelf, Unchanged
-from pacellm_rag_ui.owners import folder_of, known_key, owner_usage
+from pacellm_rag_ui.owners import owner_usage
 from pacellm_rag_ui.records import (
     LibraryError,
     LibraryLimitError,
@@ -54,6 +55,8 @@ __all__ = [
     "Usage",
 ]
 
+logger = logging.getLogger(__name__)
+
 _PATIENCE = 60.0  # seconds to wait while another process opens the same library
 _DEFAULT_LIMITS = LibraryLimits()
 
@@ -62,7 +65,7 @@ class Library(DocumentShelf, ConversationLog):
     """Documents and conversations in a folder, for many threads and processes at once.
 
     Close it when done; it is a context manager. Methods for documents: `DocumentShelf`; for
-    conversations: `ConversationLog`. All errors are LibraryError.
+    conversations: `ConversationLog`; for removing: `Removals`. All errors are LibraryError.
 
     Args:
         folder: the data folder; made, for this user only, if it is not there.
@@ -76,6 +79,7 @@ class Library(DocumentShelf, ConversationLog):
     def __init__(self, folder: Path, *, limits: LibraryLimits = _DEFAULT_LIMITS) -> None:
         self.folder = folder
         self.limits = limits
+        self._tell = []
         with clear_errors():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             opening = FileLock(folder / "opening.lock", timeout=_PATIENCE)
@@ -90,6 +94,10 @@ class Library(DocumentShelf, ConversationLog):
             self._open()
         finally:
             opening.release()
+        try:
+            self.sweep_guests()
+        except StorageError:  # of files, which the next start removes
+            logger.warning("Files of guests could not be removed.", exc_info=True)
 
     def close(self) -> None:
         """Removes what has arrived and was not added, and closes the database."""
@@ -121,20 +129,6 @@ class Library(DocumentShelf, ConversationLog):
         """What an owner keeps, to be held against the limits."""
         with self._database.reading() as connection:
             return owner_usage(connection, owner)
-
-    def delete_owner(self, owner: str) -> None:
-        """Removes all that an owner has; nothing happens where there is nothing.
-
-        Raises:
-            StorageError: all rows are removed, but some files can not be yet.
-        """
-        with self._database.writing() as connection:
-            folder = folder_of(connection, owner)
-            if folder is None:
-                return
-            connection.execute("DELETE FROM owners WHERE owner = ?", (known_key(owner),))
-        self._files.remove_owner(folder)
-        self._database.forget_deleted()
 
     def _open(self) -> None:
         rows = self.folder / "library.sqlite3"

@@ -11,10 +11,20 @@ from collections.abc import Iterable
 
 from markdown_it import MarkdownIt
 
-from pacellm_rag_ui.safe_text import chip, safe_markdown
+from pacellm_rag_ui.safe_text import chip, display_name, safe_markdown
 from pacellm_rag_ui.views import CitationView
 
-__all__ = ["action", "answer_body", "chips", "escape", "icon", "notice", "plural", "safe_body"]
+__all__ = [
+    "action",
+    "answer_body",
+    "answered_by",
+    "chips",
+    "escape",
+    "icon",
+    "notice",
+    "plural",
+    "safe_body",
+]
 
 # Answers are made safe by `safe_markdown`; this renderer could not draw a link or HTML either.
 _MARKDOWN = (
@@ -91,6 +101,11 @@ def chips(citations: Iterable[CitationView]) -> str:
         for n, c in enumerate(citations, 1)
     ]
     return f'<div class="sources" aria-label="Sources">{"".join(drawn)}</div>' if drawn else ""
+
+
+def answered_by(model: str) -> str:
+    """Who has written an answer, as text; "" where that is not worth telling."""
+    return f"Answered by {display_name(model, 80)}" if model else ""
 
 
 def notice(text: str, kind: str = "quiet") -> str:

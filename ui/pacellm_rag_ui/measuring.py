@@ -25,9 +25,11 @@ def measure(backend: Backend, session: Session, question: str = "") -> Meter:
     stored = backend.library.documents(session.owner)
     answer_tokens = session.options.max_new_tokens
     try:
-        model = backend.model_soon()
+        model = backend.model_soon(session)
     except Exception as error:
-        lines = _lines(stored, lambda document: document.tokens)
+        # counted when it was added, by the model that was chosen then
+        one = len(backend.models.names) == 1
+        lines = _lines(stored, lambda document: document.tokens if one else None)
         return Meter(0, answer_tokens, lines, 0, 0, 0, fits=False, message=told(error))
     window = model.context_window
     room = window - answer_tokens

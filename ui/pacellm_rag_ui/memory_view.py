@@ -1,25 +1,28 @@
-"""What PaceLLM's memory did, as far as the model tells it in plain values.
+"""What PaceLLM's memory and experts did, as far as the model tells it in plain values.
 
 A model with banks has a handle on them, `pace`, with its settings and the counts of its newest
-forward pass; a state that was read may tell, by `memory_report`, the counts at several of its
-tokens. Where neither tells, the view says so. Needs no torch; knows nothing of how banks work.
+forward pass. A state that was read tells the counts at several of its tokens where it is a
+`MemoryReport`; what was seen page by page, once somebody had the model watched (`watching`), lies
+with the documents. Where nothing is told, the view says so. Needs no torch; knows nothing of how
+banks work.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+from pacellm_rag.models.inspection import Inspectable, MemoryPoint, MemoryReport
 from pacellm_rag.protocols import TextModel
 from pacellm_rag_ui.backend import Backend
 from pacellm_rag_ui.job import told
+from pacellm_rag_ui.memory_pages import bands_between, bands_seen, experts_seen
 from pacellm_rag_ui.reading import Reading
 from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.views import LayerMemoryView, MemoryView, PageBands
 
-__all__ = ["BankHandle", "LayerCounts", "MemoryPoint", "bands_by_page", "has_banks", "memory_of"]
+__all__ = ["BankHandle", "LayerCounts", "has_banks", "memory_of"]
 
 _NO_BANKS = (
     "The model of this server runs without PaceLLM's memory banks. Start the server with --pace on "
@@ -33,16 +36,28 @@ _OTHERS = (
 _NEWEST = "Counts of your last answer: documents, conversation and answer together."
 _READ = "Counts at the end of what was read of your documents."
 _NO_PAGES = "The model counts by answer and not by page, so there is no strip of pages."
-_PAGES = "Each cell stands for the pages between two points at which the engine keeps its counts."
-_EXPERTS = (
-    "Expert activity is not measured here: it takes a map of the model's experts (pacellm-rag "
-    "cluster) and a reading of its own."
+_STRETCHES = (
+    "While reading, counts are kept at the ends of documents and every few thousand tokens only, "
+    "so a cell stands for all pages in between, and all layers together. Watch the model page by "
+    "page to see each page."
 )
-_SLACK = 4  # tokens: a point at the end of a document lies a little before that of its last page
+_EACH_PAGE = "A cell for each page, all layers together; pages without text have none."
+_SHARED = "All layers together; neighbouring pages share a cell, as there are so many."
+_NO_MAP = (
+    "There is no map of this model's experts. `pacellm-rag cluster MODEL FOLDER` writes a copy of "
+    "the model with one; a server that is started with `--model FOLDER` shows here which experts "
+    "are at work on which page. The answers stay the same."
+)
+_NOT_WATCHED = "Watch the model page by page to see which experts are at work where."
+_ONE_PAGE = "Expert activity compares pages, and there are not two with text."
+_EXPERTS = (
+    "The experts, of all layers, that differ most from page to page, named by the words that "
+    "excite them most; how far each is above or below what is usual for it."
+)
 
 
 class LayerCounts(Protocol):
-    """Counts of one layer's bank for one sequence; shares are of `tokens`."""
+    """Counts of one layer's bank; `inspection.BankCounts` and what a handle gives are some."""
 
     @property
     def slots_filled(self) -> int:
@@ -61,12 +76,17 @@ class LayerCounts(Protocol):
 
     @property
     def high(self) -> float:
-        """Share that memory replaced."""
+        """Share of them that memory replaced."""
         ...
 
     @property
     def middle(self) -> float:
         """Share that was mixed with memory."""
+        ...
+
+    @property
+    def untouched(self) -> float:
+        """Share that was left alone."""
         ...
 
 
@@ -88,20 +108,6 @@ class BankHandle(Protocol):
         ...
 
 
-class MemoryPoint(Protocol):
-    """Counts from the beginning of a sequence up to one of its tokens."""
-
-    @property
-    def end(self) -> int:
-        """Tokens up to here."""
-        ...
-
-    @property
-    def layers(self) -> Mapping[int, LayerCounts]:
-        """By layer."""
-        ...
-
-
 def _handle_of(model: TextModel) -> BankHandle | None:
     handle: BankHandle | None = getattr(model, "pace", None)
     return handle
@@ -113,32 +119,52 @@ def has_banks(model: TextModel) -> bool:
 
 
 def memory_of(backend: Backend, session: Session) -> MemoryView:
-    """What the banks did for the page's last answer; only counts that are of nobody else."""
+    """What banks and experts did for the page's documents; only counts that are of nobody else."""
     try:
-        model = backend.model_soon()
-        handle = _handle_of(model)
-        if handle is None:
-            return MemoryView(False, layers_note=_NO_BANKS)
-        return _view(backend, session, handle)
+        model = backend.model_soon(session)
+        view = _banks(backend, session, _handle_of(model))
+        return _with_experts(view, model, session.reading)
     except Exception as error:
         return MemoryView(False, layers_note=told(error))
 
 
-def _view(backend: Backend, session: Session, handle: BankHandle) -> MemoryView:
+def _banks(backend: Backend, session: Session, handle: BankHandle | None) -> MemoryView:
+    if handle is None:
+        return MemoryView(False, layers_note=_NO_BANKS)
     layers, layers_note = _layers(session, handle, ours=backend.last_worker() is session)
-    points = _points(session.reading)
-    bands: tuple[PageBands, ...] = ()
-    if session.reading is not None and points:
-        bands = bands_by_page(session.reading, points)
+    bands, bands_note = _bands(session.reading)
     return MemoryView(
         attached=True,
         settings=_settings(handle),
         layers=layers,
         layers_note=layers_note,
         bands=bands,
-        bands_note=_PAGES if bands else _NO_PAGES,
-        experts_note=_EXPERTS,
+        bands_note=bands_note if layers else "",
     )
+
+
+def _bands(reading: Reading | None) -> tuple[tuple[PageBands, ...], str]:
+    if reading is None:
+        return (), _NO_PAGES
+    if reading.seen is not None and reading.seen.banks:
+        bands = bands_seen(reading, reading.seen)
+        alone = all(band.first_page == band.last_page for band in bands)
+        return bands, _EACH_PAGE if alone else _SHARED
+    points = _points(reading)
+    return (bands_between(reading, points), _STRETCHES) if points else ((), _NO_PAGES)
+
+
+def _with_experts(view: MemoryView, model: TextModel, reading: Reading | None) -> MemoryView:
+    mapped = isinstance(model, Inspectable) and model.has_experts
+    view = replace(view, watchable=isinstance(model, Inspectable) and (mapped or view.attached))
+    if not mapped:
+        return replace(view, experts_note=_NO_MAP)
+    if reading is None or reading.seen is None:
+        return replace(view, experts_note=_NOT_WATCHED)
+    if not reading.seen.experts:
+        return replace(view, experts_note=_ONE_PAGE)
+    experts, pages = experts_seen(reading, reading.seen)
+    return replace(view, experts=experts, expert_pages=pages, experts_note=_EXPERTS)
 
 
 def _settings(handle: BankHandle) -> tuple[tuple[str, str], ...]:
@@ -151,13 +177,11 @@ def _layers(
 ) -> tuple[tuple[LayerMemoryView, ...], str]:
     if session.reading is None or session.reading.reader.receipt is None:
         return (), _NOTHING_READ
-    newest = handle.stats() if ours else {}
-    if newest:
-        return _of_counts(newest), _NEWEST
     points = _points(session.reading)
     if points:
         return _of_counts(points[-1].layers), _READ
-    return (), _OTHERS
+    newest = handle.stats() if ours else {}
+    return (_of_counts(newest), _NEWEST) if newest else ((), _OTHERS)
 
 
 def _of_counts(counts: Mapping[int, LayerCounts]) -> tuple[LayerMemoryView, ...]:
@@ -169,58 +193,13 @@ def _of_counts(counts: Mapping[int, LayerCounts]) -> tuple[LayerMemoryView, ...]
             tokens=each.tokens,
             high=each.high,
             middle=each.middle,
-            untouched=max(1 - each.high - each.middle, 0.0),
+            untouched=each.untouched,
         )
         for layer, each in sorted(counts.items())
     )
 
 
-def _points(reading: Reading | None) -> Sequence[MemoryPoint]:
+def _points(reading: Reading) -> Sequence[MemoryPoint]:
     """The points at which the state of what was read tells its counts."""
-    report = getattr(reading.state, "memory_report", None) if reading is not None else None
-    return () if report is None else tuple(sorted(report(), key=lambda point: int(point.end)))
-
-
-def bands_by_page(reading: Reading, points: Sequence[MemoryPoint]) -> tuple[PageBands, ...]:
-    """Shares of the tokens between points, by the pages that stand there."""
-    return tuple(_bands(reading, points))
-
-
-def _bands(reading: Reading, points: Sequence[MemoryPoint]) -> Iterator[PageBands]:
-    ends = reading.page_ends()
-    packed = reading.reader.packed
-    totals = [(0, 0.0, 0.0, 0.0), *((point.end, *_summed(point)) for point in points)]
-    for (start, tokens, high, middle), (end, tokens_now, high_now, middle_now) in pairwise(totals):
-        looked_up = tokens_now - tokens
-        first, last = bisect_right(ends, start + _SLACK), bisect_left(ends, end)
-        if looked_up <= 0 or first >= len(ends):
-            continue
-        replaced = (high_now - high) / looked_up
-        mixed = (middle_now - middle) / looked_up
-        first_page, last_page = packed.segments[first], packed.segments[min(last, len(ends) - 1)]
-        for document in range(first_page.document, last_page.document + 1):
-            pages = [
-                packed.page(s).number
-                for s in packed.segments[first : last + 1]
-                if s.document == document
-            ]
-            if not pages:
-                continue
-            yield PageBands(
-                title=packed.documents[document].title,
-                first_page=pages[0],
-                last_page=pages[-1],
-                high=replaced,
-                middle=mixed,
-                untouched=max(1 - replaced - mixed, 0.0),
-            )
-
-
-def _summed(point: MemoryPoint) -> tuple[float, float, float]:
-    """Tokens, and those above and between the thresholds, of all layers together."""
-    counts = point.layers.values()
-    return (
-        float(sum(each.tokens for each in counts)),
-        sum(each.tokens * each.high for each in counts),
-        sum(each.tokens * each.middle for each in counts),
-    )
+    state = reading.reader.state
+    return state.memory_report() if isinstance(state, MemoryReport) else ()

@@ -55,10 +55,10 @@ def register(connection: sqlite3.Connection, owner: str) -> str:
     known = folder_of(connection, owner)
     if known is not None:
         return known
-    folder = new_id()
+    folder, now = new_id(), time.time()
     connection.execute(
-        "INSERT INTO owners (owner, folder, created) VALUES (?, ?, ?)",
-        (known_owner(owner), folder, time.time()),
+        "INSERT INTO owners (owner, folder, created, used) VALUES (?, ?, ?, ?)",
+        (known_owner(owner), folder, now, now),
     )
     return folder
 

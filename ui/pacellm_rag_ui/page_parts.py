@@ -29,20 +29,16 @@ class PageParts:
     Attributes:
         handlers: what a page can do.
         incoming: files on their way.
-        model_name: shown at the top.
         max_file_bytes: shown at the drop zone.
         logged_in: whether people log in, and so can log out.
         welcome: called with the owner whenever a page is opened.
-        ready: whether the model is loaded.
     """
 
     handlers: Handlers
     incoming: Incoming
-    model_name: str
     max_file_bytes: int
     logged_in: bool
     welcome: Callable[[str], None]
-    ready: Callable[[], bool]
 
     def session(self, request: gr.Request) -> Session:
         """The session of the page that asks.

@@ -5,7 +5,7 @@ Knows numbers and callables only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from pacellm_rag.documents import DocumentLimits
@@ -30,7 +30,11 @@ class PageSettings:
         reading_seconds: after which the documents that such a page has read may be forgotten, when
             others need the memory; where nobody does, they are not read again.
         updates_per_second: most views that a handler yields.
-        plain_model: the same model without memory banks, to compare with; None where there is none.
+        plain_model: for `Handlers` with a single model: the same without memory banks, to compare
+            with; None where there is none.
+        forget_readings: has all models forget documents that nobody keeps any more, by their
+            content ids, and returns how many files it could not remove yet; None where models keep
+            nothing of what they read.
 
     Raises:
         ConfigurationError: a value can not work.
@@ -45,6 +49,7 @@ class PageSettings:
     reading_seconds: float = 600.0
     updates_per_second: float = 10.0
     plain_model: Callable[[], TextModel] | None = None
+    forget_readings: Callable[[Collection[str]], int] | None = None
 
     def __post_init__(self) -> None:
         for name in (

@@ -7,10 +7,12 @@ Safe to call from many threads; calls block.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pacellm_rag.errors import ConfigurationError
@@ -48,7 +50,10 @@ class PageImage:
 
 @dataclass(frozen=True)
 class _Key:
-    """What an image was drawn of; a file that has changed is another one."""
+    """What an image was drawn of; a file that has changed is another one.
+
+    In place of the password stands a digest that is of no use elsewhere.
+    """
 
     path: str
     version: tuple[int, int, int]  # inode, size, time of last change
@@ -104,6 +109,7 @@ class PageImages:
         self._kept_bytes = 0
         self._spare: PageProcess | None = None
         self._closed = False
+        self._salt = os.urandom(16)
 
     def __enter__(self) -> PageImages:
         return self
@@ -127,7 +133,8 @@ class PageImages:
             PageImageError: the page can not be drawn; the message is for people.
         """
         request = _request(number, quote, width, password)
-        key = _Key(str(path), _version(path), request)
+        secret = hashlib.sha256(self._salt + password.encode()).hexdigest() if password else ""
+        key = _Key(str(path), _version(path), replace(request, password=secret))
         with self._turn:
             known = self._look_up(key)
             if known is None:
@@ -136,7 +143,7 @@ class PageImages:
                 if known is None:
                     self._drawing.add(key.path)
         if known is None:
-            known = self._draw(key, path)
+            known = self._draw(key, path, request)
         if isinstance(known, PageImageError):
             raise PageImageError(str(known), known.trouble)
         return known
@@ -158,10 +165,10 @@ class PageImages:
         if spare:
             spare.close()
 
-    def _draw(self, key: _Key, path: Path) -> PageImage | PageImageError:
+    def _draw(self, key: _Key, path: Path, request: PageRequest) -> PageImage | PageImageError:
         result: PageImage | PageImageError
         try:
-            result = _drawn(self._take_process(), path, key.request)
+            result = _drawn(self._take_process(), path, request)
         except PageImageError as error:
             result = error
         finally:

@@ -31,19 +31,23 @@ class ProgramEvents:
     def wire(self) -> None:
         """Binds the events; called while the Blocks is open. Nothing of it is seen."""
         files = gr.File(file_count="multiple", visible=False, label="Files")
+        password = gr.Textbox("", visible=False, label="Password", type="password")
         question = gr.Textbox(visible=False, label="Question")
         reply = gr.JSON(visible=False, label="Reply")
         button = gr.Button(visible=False)
         work: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
-        button.click(self.upload, files, reply, api_name="upload", **work)
+        button.click(self.upload, [files, password], reply, api_name="upload", **work)
         button.click(self.ask, question, reply, api_name="ask", **work)
         button.click(self.stop, None, reply, api_name="stop", queue=False, show_progress="hidden")
 
-    def upload(self, files: list[str] | None, request: gr.Request) -> list[dict[str, Any]]:
-        """Reads files; tells of each what has become of it.
+    def upload(
+        self, files: list[str] | None, password: str, request: gr.Request
+    ) -> list[dict[str, Any]]:
+        """Reads files; tells of each what has become of it: "ready", "refused" or "locked".
 
         Args:
             files: `handle_file(path)` of each.
+            password: tried on encrypted files; never kept.
             request: who asks.
         """
         session = self._parts.session(request)
@@ -53,9 +57,9 @@ class ProgramEvents:
             (Path(file).name, self._parts.incoming.copy(session.owner, Path(file)))
             for file in files or []
         ]
-        reports: dict[str, FileReport] = {}
-        for report in self._handlers.add_files(session, copies):
-            reports[report.name] = report
+        reports: dict[int, FileReport] = {}
+        for report in self._handlers.add_files(session, copies, password or ""):
+            reports[report.index] = report
         return [
             {
                 "name": report.name,

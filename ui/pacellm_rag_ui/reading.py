@@ -1,13 +1,11 @@
 """Documents bound to the model, and how far their reading has come in pages.
 
-`Reading` wraps a `DocumentReader` and the model it asks: so the progress of every request of an
-answer arrives here, that of the question included, and the state of what was read is at hand for
-the memory panel. Knows nothing of sessions or of the library.
+`Reading` is a `DocumentReader` of chosen documents, with the places of their pages in the prompt.
+Knows nothing of sessions or of the library.
 """
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,92 +13,12 @@ from dataclasses import dataclass
 from pacellm_rag.context.packing import PackedContext
 from pacellm_rag.context.prompts import build_messages
 from pacellm_rag.context.tokens import locate_context, token_ranges
-from pacellm_rag.protocols import (
-    ONE_MESSAGE,
-    CancelSignal,
-    ContextState,
-    GenerationOptions,
-    ProgressCallback,
-    PromptLayout,
-    PromptTokenizer,
-    ReadingCost,
-    ReadProgress,
-    TextGeneration,
-    TextModel,
-)
+from pacellm_rag.models.inspection import Inspection
+from pacellm_rag.protocols import PromptTokenizer, ReadProgress, TextModel
 from pacellm_rag.reader import DocumentReader
 from pacellm_rag_ui.chosen_documents import ChosenDocument, DocumentKey
 
-__all__ = ["PageProgress", "Reading", "page_ends", "progress_status"]
-
-
-class _WatchedModel:
-    """A `TextModel` that tells the progress of all its requests, and keeps the last state read."""
-
-    def __init__(self, model: TextModel) -> None:
-        self.model = model
-        self.progress: ProgressCallback | None = None
-        self.state: ContextState | None = None
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def context_window(self) -> int:
-        return self.model.context_window
-
-    @property
-    def tokenizer(self) -> PromptTokenizer:
-        return self.model.tokenizer
-
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        *,
-        layout: PromptLayout = ONE_MESSAGE,
-        note: str = "",
-        timeout: float | None = None,
-        progress: ProgressCallback | None = None,
-        cancel: CancelSignal | None = None,
-    ) -> ContextState:
-        self.state = self.model.prefill(
-            token_ids,
-            layout=layout,
-            note=note,
-            timeout=timeout,
-            progress=progress or self.progress,
-            cancel=cancel,
-        )
-        return self.state
-
-    def stream(
-        self,
-        token_ids: Sequence[int],
-        options: GenerationOptions,
-        *,
-        layout: PromptLayout = ONE_MESSAGE,
-        progress: ProgressCallback | None = None,
-        cancel: CancelSignal | None = None,
-        attend_to: Sequence[tuple[int, int]] = (),
-    ) -> TextGeneration:
-        return self.model.stream(
-            token_ids,
-            options,
-            layout=layout,
-            progress=progress or self.progress,
-            cancel=cancel,
-            attend_to=attend_to,
-        )
-
-    def cost(
-        self,
-        token_ids: Sequence[int],
-        new_tokens: int,
-        *,
-        layout: PromptLayout = ONE_MESSAGE,
-    ) -> ReadingCost:
-        return self.model.cost(token_ids, new_tokens, layout=layout)
+__all__ = ["PageProgress", "Reading", "page_ends", "page_ranges", "progress_status"]
 
 
 @dataclass(frozen=True)
@@ -130,48 +48,37 @@ class Reading:
         chosen: the documents, in the order of the prompt.
 
     Attributes:
-        reader: asks the model about them.
+        model: the model.
         chosen: the documents.
-        made: when, in seconds of `time.monotonic`.
+        reader: asks the model about them.
+        seen: what was seen when the model was watched page by page; None before.
     """
 
     def __init__(self, model: TextModel, chosen: Sequence[ChosenDocument]) -> None:
-        self._watched = _WatchedModel(model)
+        self.model = model
         self.chosen = tuple(chosen)
-        self.reader = DocumentReader(self._watched, [each.document for each in chosen])
-        self.made = time.monotonic()
-        self._ends: list[int] | None = None
-
-    @property
-    def model(self) -> TextModel:
-        """The model that reads."""
-        return self._watched.model
+        self.reader = DocumentReader(model, [each.document for each in chosen])
+        self.seen: Inspection | None = None
+        self._ranges: list[tuple[int, int]] | None = None
 
     @property
     def key(self) -> tuple[DocumentKey, ...]:
         """What the documents' text depends on."""
         return tuple(each.key for each in self.chosen)
 
-    @property
-    def state(self) -> ContextState | None:
-        """What has been read; None before, and once it was let go."""
-        return self._watched.state
-
-    def watch(self, progress: ProgressCallback | None) -> None:
-        """Tells the progress of all requests from now on."""
-        self._watched.progress = progress
-
     def close(self) -> None:
         """Lets the documents' memory go, once others need it."""
-        self._watched.state = None
-        self._watched.progress = None
         self.reader.close()
+
+    def page_ranges(self) -> list[tuple[int, int]]:
+        """For each page, in order, the [start, end) tokens of the prompt that its text takes."""
+        if self._ranges is None:
+            self._ranges = page_ranges(self.reader.packed, self.model.tokenizer)
+        return self._ranges
 
     def page_ends(self) -> list[int]:
         """For each page, in order, the tokens of the prompt up to its end."""
-        if self._ends is None:
-            self._ends = page_ends(self.reader.packed, self.model.tokenizer)
-        return self._ends
+        return [end for _, end in self.page_ranges()]
 
     def in_pages(self, progress: ReadProgress) -> PageProgress:
         """What a progress in tokens means in pages."""
@@ -188,19 +95,24 @@ class Reading:
 
 def page_ends(packed: PackedContext, tokenizer: PromptTokenizer) -> list[int]:
     """For each page of packed documents, in order, the tokens of a prompt up to its end."""
+    return [end for _, end in page_ranges(packed, tokenizer)]
+
+
+def page_ranges(packed: PackedContext, tokenizer: PromptTokenizer) -> list[tuple[int, int]]:
+    """For each page, in order, the [start, end) tokens of a prompt that its text takes."""
     prompt = tokenizer.encode_messages(build_messages(packed, "A"))
     base = locate_context(prompt, packed)
     last = base + len(packed.text.rstrip())  # templates may trim the end
     spans = [(min(s.start + base, last), min(s.end + base, last)) for s in packed.segments]
-    return [end for _, end in token_ranges(prompt.offsets, spans)]
+    return token_ranges(prompt.offsets, spans)
 
 
-def progress_status(progress: PageProgress) -> str:
+def progress_status(progress: PageProgress, doing: str = "Reading") -> str:
     """One line for people: "Reading page 37 of 112, 41 %, about 20 s left"."""
     if progress.position:
         return f"Waiting, number {progress.position} in the queue"
     page = min(progress.pages_done + 1, progress.pages_total)
-    line = f"Reading page {page} of {progress.pages_total}, {progress.percent:.0f} %"
+    line = f"{doing} page {page} of {progress.pages_total}, {progress.percent:.0f} %"
     left = progress.seconds_left
     if left is None or left < 1:
         return line

@@ -44,7 +44,7 @@ class StorageError(LibraryError):
 
 @dataclass(frozen=True)
 class LibraryLimits:
-    """How much one owner may keep.
+    """How much one owner may keep, and how much all guests together.
 
     Attributes:
         file_bytes: largest file; as `DocumentLimits.file_bytes`, above which none is parsed.
@@ -53,6 +53,10 @@ class LibraryLimits:
         conversations: most conversations of an owner.
         turns: most turns of a conversation.
         turn_bytes: largest turn: its text, citations and details.
+        guests: most guests of whom something is kept.
+        guest_bytes: most bytes of the documents of all guests together.
+        guest_days: how long a guest must have stayed away to give way to others when there are too
+            many, or they keep too much. Nobody gives way before.
 
     Raises:
         ConfigurationError: a limit is not a whole number of 1 or more.
@@ -64,6 +68,9 @@ class LibraryLimits:
     conversations: int = 500
     turns: int = 1_000
     turn_bytes: int = 2_000_000
+    guests: int = 1_000
+    guest_bytes: int = 50_000_000_000
+    guest_days: int = 30
 
     def __post_init__(self) -> None:
         for each in fields(self):

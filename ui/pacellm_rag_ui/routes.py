@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, unquote
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -128,17 +128,21 @@ def _add_documents(router: APIRouter, parts: RouteParts) -> None:
         number: int,
         quote: Annotated[str, Query(max_length=4000)] = "",
         width: Annotated[int, Query(ge=100, le=2000)] = 1000,
+        # not part of the address, which may be logged or remembered on its way
+        x_pacellm_password: Annotated[str, Header(max_length=3000)] = "",
     ) -> Response:
         try:
             found = library.document(owner_of(request), document_id)
             if found.media_type != _PDF:
                 return _error(415, "This document has no page images; its text can be shown.")
             path = library.file(owner_of(request), document_id)
-            page = parts.images.render(path, number, quote=quote, width=width)
+            password = unquote(x_pacellm_password)
+            page = parts.images.render(path, number, quote=quote, width=width, password=password)
         except NotFoundError as error:
             return _error(404, str(error))
         except PageImageError as error:
-            return _error(_TROUBLE_STATUS.get(error.trouble, 422), str(error))
+            status = _TROUBLE_STATUS.get(error.trouble, 422)
+            return _error(status, str(error), locked=error.trouble == "password")
         headers = {"X-Marked": str(int(page.marked)), "X-Pages": str(page.pages)}
         return Response(page.webp, media_type="image/webp", headers=headers)
 
@@ -231,5 +235,5 @@ def _login_page(message: str, status: int = 200) -> Response:
     return HTMLResponse(page.replace("<!-- message -->", said), status)
 
 
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message}, status)
+def _error(status: int, message: str, **more: bool) -> JSONResponse:
+    return JSONResponse({"error": message, **more}, status)

@@ -65,6 +65,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX turns_of_conversation ON turns (conversation, number)",
     ),
+    (
+        "ALTER TABLE owners ADD COLUMN used REAL NOT NULL DEFAULT 0",
+        "UPDATE owners SET used = strftime('%s', 'now')",
+        "CREATE TABLE removed_contents (content_id TEXT PRIMARY KEY, removed REAL NOT NULL) "
+        "WITHOUT ROWID",
+        "CREATE INDEX documents_of_content ON documents (content_id)",
+    ),
 )
 """Statements that lead from each `user_version` to the next; the first from an empty database.
 

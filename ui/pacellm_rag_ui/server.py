@@ -30,7 +30,6 @@ def build_server(
     handlers: Handlers,
     folder: Path,
     *,
-    model_name: str,
     max_file_bytes: int,
     accounts: Accounts | None = None,
     hosts: Iterable[str] | None = LOOPBACK_NAMES,
@@ -42,8 +41,7 @@ def build_server(
     Args:
         library: what is kept; its signing key signs the cookies.
         handlers: what the page can do; closed when the server ends.
-        folder: for uploads on their way; emptied at the start.
-        model_name: shown on the page.
+        folder: for uploads on their way.
         max_file_bytes: largest file that is taken.
         accounts: who may log in; None makes everybody a guest with documents of their own.
         hosts: names that this server answers to; None for any.
@@ -55,14 +53,17 @@ def build_server(
     identities = Identities(library.signing_key())
     incoming = Incoming(folder / "incoming", max_bytes=max_file_bytes)
     images = PageImages()
+    library.when_removed(images.forget)
 
     @contextlib.asynccontextmanager
     async def lifespan(server: FastAPI) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            handlers.close()
-            images.close()
+            with contextlib.ExitStack() as ending:  # each, even where one before it fails
+                ending.callback(incoming.close)
+                ending.callback(images.close)
+                ending.callback(handlers.close)
 
     names = frozenset(accounts.names) if accounts is not None else frozenset()
     gate: dict[str, Any] = {
@@ -84,10 +85,8 @@ def build_server(
     page = PageParts(
         handlers,
         incoming,
-        model_name=model_name,
         max_file_bytes=max_file_bytes,
         logged_in=accounts is not None,
         welcome=welcome,
-        ready=ready,
     )
     return mount_page(server, page)

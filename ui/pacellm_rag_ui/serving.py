@@ -1,32 +1,39 @@
-"""One process that serves the page: the model in the background, the files named, the socket.
+"""One process that serves the page: the models, the files named, the socket.
 
-Everything the page does is elsewhere; here it is put together with a real model, once, and runs
+Everything the page does is elsewhere; here it is put together with real models, once, and runs
 until it is told to end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pacellm_rag import GenerationOptions, PaceLLMError
+from pacellm_rag import GenerationOptions, PaceLLMError, forget_readings
 from pacellm_rag.documents import DocumentLimits
+from pacellm_rag.errors import ConfigurationError
 from pacellm_rag_ui.auth import Accounts
+from pacellm_rag_ui.disk import clear_errors
 from pacellm_rag_ui.handlers import Handlers
 from pacellm_rag_ui.library import Library, LibraryLimits
+from pacellm_rag_ui.offered_models import KeptModel, OfferedModel, OfferedModels
 from pacellm_rag_ui.page_settings import PageSettings
+from pacellm_rag_ui.process_folder import ProcessFolder
 from pacellm_rag_ui.shelf import Shelf
 
 if TYPE_CHECKING:
     from pacellm_rag.protocols import TextModel
 
-__all__ = ["ModelSource", "Serving", "serve"]
+__all__ = ["ModelSource", "Serving", "offered_models", "serve"]
 
 _QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -38,7 +45,7 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which model answers, and how it is loaded; loading happens on the first call.
+    """A model that answers, and how it is loaded.
 
     Attributes:
         model: a folder, a .gguf file or an id of the hub; None for the default model.
@@ -65,18 +72,18 @@ class ModelSource:
         return self.model is None or Path(self.model).expanduser().exists()
 
     def load(self) -> TextModel:
-        """The model, loaded once a process."""
+        """The model, loaded now."""
         return self._load({"on": "on", "off": None}.get(self.pace, "auto"))
 
     def load_plain(self) -> TextModel:
-        """The same model without memory banks."""
+        """The same model without memory banks, loaded now."""
         return self._load(None)
 
     def _load(self, pace: str | None) -> TextModel:
-        from pacellm_rag import shared_model  # brings torch
+        from pacellm_rag import load_model  # brings torch
 
         settings: dict[str, Any] = {"pace": pace, "context_window": self.context_window}
-        return shared_model(self.model, device=self.device, dtype=self.dtype, **settings)
+        return load_model(self.model, device=self.device, dtype=self.dtype, **settings)
 
 
 @dataclass(frozen=True)
@@ -85,21 +92,23 @@ class Serving:
 
     Attributes:
         folder: for everything that is kept.
-        model: who answers.
+        models: who answers; pages begin with the first.
         options: how answers are decoded until a page says otherwise.
         max_file_bytes: largest file that is taken.
         accounts: who may log in; None makes everybody a guest.
         hosts: names that the server answers to; None for any.
         files: documents that everybody finds in their list.
+        limits: how much is kept; the largest file is `max_file_bytes`.
     """
 
     folder: Path
-    model: ModelSource
+    models: Sequence[ModelSource]
     options: GenerationOptions
     max_file_bytes: int
     accounts: Accounts | None
     hosts: frozenset[str] | None
     files: tuple[Path, ...] = ()
+    limits: LibraryLimits = field(default_factory=LibraryLimits)
 
 
 def serve(serving: Serving, host: str, port: int) -> None:
@@ -108,31 +117,57 @@ def serve(serving: Serving, host: str, port: int) -> None:
     Raises:
         PaceLLMError: a file can not be read, or the port is taken.
     """
-    _prepare_environment(serving)
+    with clear_errors():  # first, so that all within is nobody else's from the beginning
+        serving.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (
+        _ended_in_order(),
+        contextlib.closing(ProcessFolder(serving.folder / "gradio")) as uploads,
+    ):
+        _prepare_environment(serving, uploads.path)
+        _serve(serving, host, port)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Leaves the block by an exception when the process is asked to end.
+
+    uvicorn ends itself first, and then by the signal that it got, which would leave all else as it
+    is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _serve(serving: Serving, host: str, port: int) -> None:
     import uvicorn
 
     from pacellm_rag_ui.server import build_server
 
-    limits = LibraryLimits(file_bytes=serving.max_file_bytes)
+    limits = replace(serving.limits, file_bytes=serving.max_file_bytes)
     with Library(serving.folder, limits=limits) as library, _listen(host, port) as listener:
         shelf = Shelf(library, serving.files)
         settings = PageSettings(
             options=serving.options,
             document_limits=DocumentLimits(file_bytes=serving.max_file_bytes),
-            plain_model=serving.model.load_plain if serving.model.pace != "off" else None,
+            forget_readings=forget_readings,
         )
-        handlers = Handlers(library, serving.model.load, settings)
-        loaded = threading.Event()
-        threading.Thread(target=_warm, args=(serving.model.load, loaded), daemon=True).start()
+        models = offered_models(serving.models)
+        handlers = Handlers(library, models, settings)
+        threading.Thread(target=_load_first, args=(models,), daemon=True).start()
         server = build_server(
             library,
             handlers,
             serving.folder,
-            model_name=serving.model.name,
             max_file_bytes=serving.max_file_bytes,
             accounts=serving.accounts,
             hosts=serving.hosts,
-            ready=loaded.is_set,
+            ready=lambda: models.is_loaded(models.default),
             welcome=shelf.offer,
         )
         address = f"[{host}]" if ":" in host else host
@@ -143,14 +178,39 @@ def serve(serving: Serving, host: str, port: int) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _prepare_environment(serving: Serving) -> None:
+def offered_models(sources: Sequence[ModelSource]) -> OfferedModels:
+    """The models that pages choose from; those of the same name get their whole names.
+
+    Raises:
+        ConfigurationError: there is none, or one is named twice.
+    """
+    seen = Counter(source.name for source in sources)
+    names = [each.name if seen[each.name] == 1 else str(each.model) for each in sources]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(
+            f"--model names a model twice: {', '.join(names)}. Name each of them once."
+        )
+    return OfferedModels([_offer(*each) for each in zip(names, sources, strict=True)])
+
+
+def _offer(name: str, source: ModelSource) -> OfferedModel:
+    kept = [KeptModel(source.load)]
+    if source.pace != "off":
+        kept.append(KeptModel(source.load_plain))
+
+    def let_go() -> None:
+        for each in kept:
+            each.let_go()
+
+    return OfferedModel(name, kept[0], kept[1] if len(kept) > 1 else None, let_go)
+
+
+def _prepare_environment(serving: Serving, uploads: Path) -> None:
     """What has to be set before Gradio and the hub's library are imported."""
     for name, value in _QUIET.items():
         os.environ[name] = value
-    if serving.model.on_this_machine:
+    if all(source.on_this_machine for source in serving.models):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    uploads = serving.folder / "gradio"
-    uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
 
 
@@ -170,14 +230,11 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _warm(load: Callable[[], object], loaded: threading.Event) -> None:
-    """Loads the model while nobody waits for it yet; whoever asks gets the error of their own."""
-    try:
-        load()
-    except PaceLLMError as error:
-        _say(f"The model can not be loaded: {error}")
-    else:
-        loaded.set()
+def _load_first(models: OfferedModels) -> None:
+    """Loads the default while nobody waits for it; whoever asks gets the error of their own."""
+    models.begin(models.default).join()
+    if failure := models.failure(models.default):
+        _say(f"The model can not be loaded: {failure}")
 
 
 def _say(text: str) -> None:

@@ -36,18 +36,25 @@ class Session:
         page: what names the open page.
         conversation_id: of the conversation that the next question goes to; None for a new one.
         options: how the next answers are decoded.
+        model: name of the model that answers the next question.
         reading: the documents of the last question, bound to the model.
         left: whether the page was closed.
         upload_turn: held while files are parsed, one upload after the other.
     """
 
     def __init__(
-        self, owner: str, page: str, options: GenerationOptions, conversation_id: str | None
+        self,
+        owner: str,
+        page: str,
+        options: GenerationOptions,
+        conversation_id: str | None,
+        model: str = "",
     ) -> None:
         self.owner = owner
         self.page = page
         self.options = options
         self.conversation_id = conversation_id
+        self.model = model
         self.reading: Reading | None = None
         self.left = False
         self.upload_turn = threading.Lock()
@@ -184,6 +191,11 @@ class Sessions:
                     self._watcher.start()
         session.touch()
         return session
+
+    def all(self) -> list[Session]:
+        """All open pages."""
+        with self._lock:
+            return list(self._sessions.values())
 
     def of_owner(self, owner: str) -> list[Session]:
         """All open pages of an owner."""

@@ -6,7 +6,6 @@ Each takes what the page's script or a component sent, asks the handlers and dra
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -14,8 +13,8 @@ import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
 from pacellm_rag.errors import ConfigurationError, PaceLLMError
-from pacellm_rag_ui.document_view import documents_html, reports_html
-from pacellm_rag_ui.layout import Layout
+from pacellm_rag_ui.document_view import documents_html, models_html, reports_html
+from pacellm_rag_ui.layout import Layout, top_html
 from pacellm_rag_ui.markup import notice
 from pacellm_rag_ui.page_parts import PageParts, text_of, warn
 from pacellm_rag_ui.session import Session
@@ -30,7 +29,6 @@ _LIGHT: dict[str, Any] = {
     "concurrency_limit": None,
     "trigger_mode": "multiple",
 }
-_LONGEST_LOADING = 1800.0  # seconds that an open page waits for the model to be there
 
 
 class SideEvents:
@@ -50,12 +48,13 @@ class SideEvents:
         """Binds the events; called while the Blocks is open."""
         at = self._layout
         settings = [at.answer_tokens, at.temperature, at.seed]
+        chosen = [at.model_note, at.top, at.documents, at.meter]
         blocks.load(
             self.open,
             None,
             [at.documents, at.conversations, at.history, *settings],
             **_LIGHT,
-        ).then(self.first_measure, at.question, [at.documents, at.meter], **_LIGHT)
+        ).then(self.when_loaded, at.question, chosen, **_LIGHT)
         blocks.unload(self.leave)
         at.question.blur(self.measure, at.question, [at.documents, at.meter], **_LIGHT)
         at.bridge.upload(
@@ -80,6 +79,8 @@ class SideEvents:
             [at.settings_note, at.documents, at.meter],
             **_LIGHT,
         )
+        at.model.input(self.choose_model, [at.model, at.question], chosen, **_LIGHT)
+        at.settings.expand(self.draw_models, None, at.model_note, **_LIGHT)
         at.export.click(self.export, None, at.exported, **_LIGHT).then(
             None, at.exported, None, js="(text) => window.pacellm.save('conversation.md', text)"
         )
@@ -106,18 +107,43 @@ class SideEvents:
         if request.username and request.session_hash:
             self._handlers.leave(request.username, request.session_hash)
 
-    async def first_measure(
+    async def choose_model(
+        self, name: str, question: str, request: gr.Request
+    ) -> AsyncIterator[tuple[str, ...]]:
+        """Another model was chosen for the next questions."""
+        try:
+            self._handlers.choose_model(self._parts.session(request), name)
+        except PaceLLMError as error:
+            warn(error)
+        async for drawn in self.when_loaded(question, request):
+            yield drawn
+
+    async def when_loaded(
         self, question: str, request: gr.Request
-    ) -> AsyncIterator[tuple[str, str]]:
-        """Documents and meter, and once more when the model has been loaded meanwhile."""
-        loaded = self._parts.ready()
-        yield await run_in_threadpool(self.measure, question, request)
-        session = self._parts.session(request)
-        end = time.monotonic() + _LONGEST_LOADING
-        while not self._parts.ready() and not session.left and time.monotonic() < end:
-            await asyncio.sleep(0.5)
-        if not loaded and not session.left:
-            yield await run_in_threadpool(self.measure, question, request)
+    ) -> AsyncIterator[tuple[str, ...]]:
+        """What depends on the model, and once more when it has been loaded meanwhile."""
+        session, models = self._parts.session(request), self._handlers.models
+        name = session.model
+        loaded = models.is_loaded(name)
+        yield await run_in_threadpool(self._draw_chosen, question, request)
+        while models.is_loading(name) and session.model == name and not session.left:
+            await asyncio.sleep(0.2)
+        if not loaded and session.model == name and not session.left:
+            yield await run_in_threadpool(self._draw_chosen, question, request)
+
+    def _draw_chosen(self, question: str, request: gr.Request) -> tuple[str, ...]:
+        drawn = self.measure(question, request)
+        name = self._parts.session(request).model
+        return (self.draw_models(request), top_html(name, self._parts.logged_in), *drawn)
+
+    def draw_models(self, request: gr.Request) -> str:
+        """Which models are in memory, where there are several to choose from."""
+        name, models = self._parts.session(request).model, self._handlers.models
+        if len(models.names) == 1:
+            return ""
+        return models_html(
+            name, models.loaded, loading=models.is_loading(name), failure=models.failure(name)
+        )
 
     def measure(self, question: str, request: gr.Request) -> tuple[str, str]:
         """Documents and meter anew."""
@@ -129,17 +155,19 @@ class SideEvents:
         data = event._data if isinstance(event._data, dict) else {}
         tokens = data.get("tokens")
         sent = [token for token in tokens if isinstance(token, str)] if tokens else []
-        found = [self._parts.incoming.take(session.owner, token) for token in sent]
-        files = [each for each in found if each is not None]
+        found = {token: self._parts.incoming.take(session.owner, token) for token in sent}
+        taken = {token: file for token, file in found.items() if file is not None}
+        names = list(taken)
         reports: dict[str, FileReport] = {}
-        for report in self._handlers.add_files(session, files):
-            reports[report.name] = report
+        views = self._handlers.add_files(session, list(taken.values()), text_of(event, "password"))
+        for report in views:
+            reports[names[report.index]] = report
             documents: Any = gr.skip()
             if report.state == "ready":
                 documents = documents_html(self._handlers.documents(session), None)
-            yield reports_html(reports.values()), documents, gr.skip(), gr.skip()
+            yield reports_html(reports), documents, gr.skip(), gr.skip()
         yield (
-            reports_html(reports.values()),
+            reports_html(reports),
             *self._parts.draw_documents(session),
             self._parts.draw_history(session),
         )

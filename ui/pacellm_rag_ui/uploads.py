@@ -8,10 +8,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pacellm_rag.documents import Document, DocumentLimits, load_document_bytes
-from pacellm_rag.errors import CancelledError, DocumentError, PaceLLMError
+from pacellm_rag.errors import (
+    CancelledError,
+    DocumentError,
+    EncryptedDocumentError,
+    PaceLLMError,
+)
 from pacellm_rag_ui.backend import Backend
 from pacellm_rag_ui.job import Job, told
 from pacellm_rag_ui.library import LibraryError, StoredDocument
@@ -22,13 +28,22 @@ from pacellm_rag_ui.views import FileReport
 __all__ = ["add_files"]
 
 _STOPPED = "Stopped before it was read."
+_LOCKED = "It is protected by a password."
+_WRONG = "This password does not open it. Try another one."
 
 
 def add_files(
-    backend: Backend, session: Session, files: Sequence[tuple[str, Path]]
+    backend: Backend, session: Session, files: Sequence[tuple[str, Path]], password: str = ""
 ) -> Iterator[FileReport]:
-    """Takes files in, one after the other; yields a report at each change."""
-    upload = _Upload(backend, session, files)
+    """Takes files in, one after the other; yields a report at each change.
+
+    Args:
+        backend: what all handlers share.
+        session: the page.
+        files: name, and where it lies.
+        password: tried on encrypted files; never kept.
+    """
+    upload = _Upload(backend, session, files, password)
     job = Job(
         upload.work,
         upload.changes,
@@ -41,10 +56,10 @@ def add_files(
             for changes in job.views():
                 yield from changes
     except BusyError as error:
-        for name, path in files:
+        for index, (name, path) in enumerate(files):
             with suppress(OSError):
                 path.unlink()
-            yield FileReport(display_name(name), "refused", str(error))
+            yield FileReport(display_name(name), "refused", str(error), index=index)
 
 
 class _Upload:
@@ -53,11 +68,16 @@ class _Upload:
     job: Job[list[FileReport]]
 
     def __init__(
-        self, backend: Backend, session: Session, files: Sequence[tuple[str, Path]]
+        self,
+        backend: Backend,
+        session: Session,
+        files: Sequence[tuple[str, Path]],
+        password: str,
     ) -> None:
         self._backend = backend
         self._session = session
         self._files = list(files)
+        self._password = password
         self._lock = threading.Lock()
         self._reports: dict[int, FileReport] = {}
         self._new: set[int] = set()
@@ -83,7 +103,7 @@ class _Upload:
             told_before = self._reports.get(index)
             if told_before is not None and told_before.state != "parsing":
                 return
-            self._reports[index] = report
+            self._reports[index] = replace(report, index=index)
             self._new.add(index)
         self.job.touch()
 
@@ -113,6 +133,9 @@ class _Upload:
                     self._read(index, name, moved)
             except CancelledError:
                 self._tell(index, FileReport(display_name(name), "refused", _STOPPED))
+            except EncryptedDocumentError:
+                message = _WRONG if self._password else _LOCKED
+                self._tell(index, FileReport(display_name(name), "locked", message))
             except Exception as error:
                 self._tell(index, FileReport(display_name(name), "refused", told(error)))
             finally:
@@ -131,7 +154,9 @@ class _Upload:
         self._tell(index, FileReport(shown, "parsing", "Opening"))
         limits = self._backend.settings.document_limits
         data = _bytes_of(moved, name, limits)
-        document = load_document_bytes(data, name, limits=limits, progress=progress)
+        document = load_document_bytes(
+            data, name, password=self._password or None, limits=limits, progress=progress
+        )
         stored = self._same(document)
         if stored is not None:
             message = f"It is there already, as “{display_name(stored.title)}”."
@@ -144,7 +169,7 @@ class _Upload:
             stored = self._backend.library.add_document(
                 self._session.owner, name, moved, document, tokens
             )
-            self._reports[index] = FileReport(shown, "ready", _summary(stored), stored)
+            self._reports[index] = FileReport(shown, "ready", _summary(stored), stored, index)
             self._new.add(index)
         self.job.touch()
 
@@ -155,7 +180,7 @@ class _Upload:
     def _count(self, document: Document) -> int | None:
         """Its tokens; None where there is no model to count with (yet), which the meter tells."""
         try:
-            tokenizer = self._backend.model_soon().tokenizer
+            tokenizer = self._backend.model_soon(self._session).tokenizer
         except PaceLLMError:
             return None
         return self._backend.counts.count(tokenizer, document, None)

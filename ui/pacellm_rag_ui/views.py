@@ -18,12 +18,14 @@ __all__ = [
     "CompareView",
     "EveryRow",
     "EveryView",
+    "ExpertRow",
     "FileReport",
     "LayerMemoryView",
     "MemoryView",
     "Meter",
     "MeterDocument",
     "PageBands",
+    "PageSpan",
     "SuggestionsView",
 ]
 
@@ -36,15 +38,17 @@ class FileReport:
 
     Attributes:
         name: the file's name as it may be shown: no controls, no path.
-        state: what happens to it.
+        state: what happens to it; "locked" where it needs a password, or another one.
         message: one sentence: pages done, warnings, or why it was refused. Plain text, not escaped.
         document: what it has become, once "ready".
+        index: which of the files that came together it is, from 0.
     """
 
     name: str
-    state: Literal["parsing", "ready", "refused"]
+    state: Literal["parsing", "ready", "refused", "locked"]
     message: str
     document: StoredDocument | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ class EveryView:
         state: "working" until all rows are final; "failed" when nothing could be asked.
         status: one line for people.
         error: why nothing could be asked.
+        model: who answers, where there are several to choose from; "" otherwise.
     """
 
     question: str
@@ -211,6 +216,7 @@ class EveryView:
     state: Literal["working", "done", "stopped", "failed"]
     status: str = ""
     error: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -288,6 +294,39 @@ class PageBands:
 
 
 @dataclass(frozen=True)
+class PageSpan:
+    """Some pages of a document, in a row.
+
+    Attributes:
+        title: of the document.
+        first_page: by physical number.
+        last_page: the same page, or a later one.
+    """
+
+    title: str
+    first_page: int
+    last_page: int
+
+
+@dataclass(frozen=True)
+class ExpertRow:
+    """How strongly one expert of the model reacts to the pages.
+
+    Attributes:
+        layer: index of the decoder layer.
+        expert: index of the expert.
+        words: that excite it most; plain text, not escaped.
+        activity: for each of `MemoryView.expert_pages`, how far it is above the expert's mean: 0.25
+            is a quarter more.
+    """
+
+    layer: int
+    expert: int
+    words: tuple[str, ...]
+    activity: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class MemoryView:
     """PaceLLM's memory, as far as it can be told.
 
@@ -298,7 +337,10 @@ class MemoryView:
         layers_note: what the figures are of, or why there are none.
         bands: by stretches of pages, in the order of the prompt; empty where nothing can be told.
         bands_note: how fine they are, or why there are none.
-        experts_note: why there is no expert activity.
+        experts: those that differ most from page to page; empty where nothing can be told.
+        expert_pages: the pages that their activity is of.
+        experts_note: what the figures are, or why there are none.
+        watchable: whether the model can be watched page by page, to tell more.
     """
 
     attached: bool
@@ -307,4 +349,7 @@ class MemoryView:
     layers_note: str = ""
     bands: tuple[PageBands, ...] = ()
     bands_note: str = ""
+    experts: tuple[ExpertRow, ...] = ()
+    expert_pages: tuple[PageSpan, ...] = ()
     experts_note: str = ""
+    watchable: bool = False

@@ -44,6 +44,7 @@
       const first = Object.values(inputs)[0];
       if (first) first.select();
     });
+  page.ask = ask;
 
   // ------------------------------------------------------------------ actions
 
@@ -122,19 +123,56 @@
     else send(event, data);
   };
 
+  // ------------------------------------------------------------------ the source that is shown
+
+  // Parts of the page are drawn anew, so what was clicked is found again by what it is. An answer
+  // gets its turn's id when it is stored; the same source may stand in several.
+  let current = null;
+  const placeOf = (chip) => ({
+    href: chip.getAttribute("href"),
+    turn: chip.closest("[data-turn]")?.dataset.turn,
+    within: chip.closest("#history, #aside, #every, #compare")?.id,
+  });
+  const chipsLike = (place) =>
+    [...document.querySelectorAll("a.cite")].filter((chip) => {
+      const its = placeOf(chip);
+      return its.href === place.href && its.turn === place.turn && its.within === place.within;
+    });
+  const markCurrent = () => {
+    const now = current && chipsLike(current)[current.at];
+    for (const chip of document.querySelectorAll("a.cite.current")) {
+      if (chip === now) continue;
+      chip.classList.remove("current");
+      chip.removeAttribute("aria-current");
+    }
+    if (!now || now.classList.contains("current")) return;
+    now.classList.add("current");
+    now.setAttribute("aria-current", "true");
+  };
+  page.unmark = () => {
+    current = null;
+    markCurrent();
+  };
+
   document.addEventListener("click", (event) => {
     const cite = event.target.closest('a[href^="#cite/"]');
     if (cite) {
       event.preventDefault();
       const [, id, number] = cite.getAttribute("href").split("/");
       const quote = cite.closest("[data-quote]")?.dataset.quote || "";
-      document.querySelectorAll("a.cite.current").forEach((each) => each.classList.remove("current"));
-      cite.classList.add("current");
+      const place = placeOf(cite);
+      current = { ...place, at: chipsLike(place).indexOf(cite) };
+      markCurrent();
       page.viewer.open(id, Number(number), quote);
       return;
     }
     const button = event.target.closest("button[data-act]");
     if (button) act(button);
+    const asked = event.target.closest(".ask-row button");
+    if (asked) {
+      page.toEnd?.();
+      keepFocus(asked.closest(".ask-row").querySelector("textarea"));
+    }
     for (const menu of document.querySelectorAll("details.menu[open]"))
       if (!menu.contains(event.target)) menu.removeAttribute("open");
   });
@@ -151,6 +189,10 @@
 
   // ------------------------------------------------------------------ keyboard
 
+  // Ask and Stop take each other's place, and who pressed one would be nowhere. Not where a touch
+  // would bring the keyboard up.
+  const keepFocus = (box) => window.matchMedia("(pointer: fine)").matches && box.focus();
+
   const typing = (element) => element.matches?.("input, textarea, select, [contenteditable]");
 
   document.addEventListener(
@@ -158,9 +200,11 @@
     (event) => {
       if (event.key === "Enter" && event.shiftKey && event.target.matches?.("#question textarea")) {
         event.stopImmediatePropagation(); // a new line, not a question
+      } else if (event.key === "Enter" && event.target.matches?.("#question textarea")) {
+        page.toEnd?.(); // what one has just asked is to be seen
       } else if (event.key === "Escape" && !$("dialog[open]")) {
         document.querySelectorAll("details.menu[open]").forEach((menu) => menu.removeAttribute("open"));
-        for (const id of ["#stop", "#every-stop", "#compare-stop"]) {
+        for (const id of ["#stop", "#every-stop", "#compare-stop", "#watch-stop"]) {
           const button = $(`button${id}, ${id} button`);
           if (button && button.offsetParent !== null) button.click();
         }
@@ -183,7 +227,42 @@
     return { note, row };
   };
 
-  const upload = async (files) => {
+  const sent = new Map(); // files by token, as one may have to be sent again with a password
+
+  const closer = (row) => {
+    const close = make("button", { type: "button", className: "act small", textContent: "✕", ariaLabel: "Dismiss" });
+    close.addEventListener("click", () => row.remove());
+    return close;
+  };
+
+  // A row with a field; the password goes with the file and is kept nowhere.
+  const unlock = (file, message) => {
+    const { note, row } = sending(file.name);
+    const field = make("input", { type: "password", autocomplete: "off", required: true, placeholder: "Password", ariaLabel: `Password of ${file.name}` });
+    const form = make("form", { className: "unlock" }, field, make("button", { className: "act soft", textContent: "Open" }));
+    row.className = "report locked";
+    row.querySelector(".spinner").remove();
+    note.textContent = `${message} The password is not kept on the server; the text is.`;
+    note.setAttribute("role", "status");
+    row.querySelector(".what").append(form);
+    row.append(closer(row));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      row.remove();
+      upload([file], field.value);
+    });
+    if (!document.activeElement || document.activeElement === document.body) field.focus();
+  };
+
+  const findLocked = () => {
+    for (const row of document.querySelectorAll("#reports .locked")) {
+      const file = sent.get(row.dataset.token);
+      sent.delete(row.dataset.token);
+      if (file) unlock(file, row.textContent);
+    }
+  };
+
+  const upload = async (files, password = "") => {
     const tokens = [];
     for (const file of files) {
       const { note, row } = sending(file.name);
@@ -196,16 +275,15 @@
         const answer = await reply.json();
         if (!reply.ok) throw new Error(answer.error);
         tokens.push(answer.token);
+        sent.set(answer.token, file);
         row.remove();
       } catch (error) {
         row.className = "report refused";
         note.textContent = error.message || "It could not be sent.";
-        const close = make("button", { type: "button", className: "act small", textContent: "✕", ariaLabel: "Dismiss" });
-        close.addEventListener("click", () => row.remove());
-        row.append(close);
+        row.append(closer(row));
       }
     }
-    if (tokens.length) send("upload", { tokens });
+    if (tokens.length) send("upload", password ? { tokens, password } : { tokens });
   };
 
   let depth = 0;
@@ -236,6 +314,7 @@
     const talk = $("#talk");
     if (!talk) return void setTimeout(follow, 100);
     let pinned = true;
+    page.toEnd = () => ((pinned = true), (talk.scrollTop = talk.scrollHeight));
     talk.addEventListener("scroll", () => {
       pinned = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 80;
     });
@@ -244,6 +323,11 @@
       subtree: true,
       characterData: true,
     });
+    for (const id of ["#middle", "#reports"])
+      new MutationObserver(id === "#middle" ? markCurrent : findLocked).observe($(id), {
+        childList: true,
+        subtree: true,
+      });
     const theme = localStorage.getItem("pacellm-theme");
     if (theme) document.body.classList.toggle("dark", theme === "dark");
     show(document.body.dataset.pane || "chat");

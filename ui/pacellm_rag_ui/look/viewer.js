@@ -8,6 +8,7 @@
   let now = { id: "", number: 1, quote: "", zoom: 1 };
   let request = 0;
   let url = "";
+  const passwords = new Map(); // by document, as long as the page is open
 
   const describe = async (id) => {
     if (!known.has(id)) {
@@ -41,17 +42,43 @@
     for (const button of document.querySelectorAll("#viewer .zoom")) button.hidden = !about.images;
   };
 
+  const askPassword = (about, wrong) => {
+    note(`${wrong ? "This password does not open the file. " : ""}Its pages are behind a password; this is their text. `);
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "act soft", textContent: "Show the page" });
+    button.addEventListener("click", async () => {
+      const { id } = now;
+      const field = { label: "Kept in this window only, until it is closed.", type: "password" };
+      const answer = await page.ask(`Password of ${about.name}`, { password: field }, "Show the page");
+      if (!answer || !answer.password) return;
+      passwords.set(id, answer.password);
+      if (now.id === id) draw();
+    });
+    $("#viewer-note").append(button);
+  };
+
   const drawPage = async (about, mine) => {
     const sheet = $("#viewer-sheet");
     const base = `page/${encodeURIComponent(now.id)}/${now.number}`;
     const quote = `quote=${encodeURIComponent(now.quote.slice(0, 4000))}`;
     const wide = sheet.clientWidth * now.zoom * Math.min(window.devicePixelRatio || 1, 2);
     const width = Math.min(Math.max(Math.ceil(wide / 200) * 200, 600), 2000);
-    const reply = await fetch(about.images ? `${base}.webp?${quote}&width=${width}` : `${base}.html?${quote}`);
-    if (!reply.ok) throw new Error((await reply.json()).error);
-    const content = about.images ? await reply.blob() : await reply.text();
+    const password = passwords.get(now.id);
+    const headers = password ? { "x-pacellm-password": encodeURIComponent(password) } : {};
+    let images = about.images;
+    let locked = false;
+    let reply = await fetch(images ? `${base}.webp?${quote}&width=${width}` : `${base}.html?${quote}`, { headers });
+    if (!reply.ok) {
+      const answer = await reply.json();
+      if (!answer.locked) throw new Error(answer.error);
+      locked = true;
+      images = false; // the text was kept, the password was not
+      reply = await fetch(`${base}.html?${quote}`);
+      if (!reply.ok) throw new Error((await reply.json()).error);
+    }
+    const content = images ? await reply.blob() : await reply.text();
     if (mine !== request) return; // another page was asked for meanwhile
-    if (about.images) {
+    if (images) {
       const image = document.createElement("img");
       image.alt = `Page ${now.number} of ${about.name}`;
       image.style.width = `${100 * now.zoom}%`;
@@ -64,6 +91,7 @@
       sheet.innerHTML = content; // escaped by the server
       sheet.querySelector("mark")?.scrollIntoView({ block: "center" });
       note("");
+      if (locked) askPassword(about, passwords.delete(now.id));
     }
     sheet.dataset.shown = `${now.id}/${now.number}`;
   };
@@ -110,6 +138,7 @@
       "viewer-out": () => ((now.zoom = Math.max(now.zoom / 1.25, 0.5)), draw()),
       "viewer-in": () => ((now.zoom = Math.min(now.zoom * 1.25, 3)), draw()),
       "viewer-close": () => {
+        page.unmark();
         document.body.classList.remove("viewing");
         page.show("chat");
       },

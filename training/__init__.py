@@ -1,0 +1,1 @@
+"""How the default model's adapter is made."""
