@@ -240,10 +240,10 @@ def main() -> None:
         return
     load = os.getloadavg()[0]
     rows: list[Row] = []
-    memory: dict[str, float] = {}
+    resident: list[float] = []  # MB of the server: before, and behind each wave
     with tempfile.TemporaryDirectory() as place, server(Path(place) / "data") as (url, process):
         at_once(url, Path(place), 1, 1)  # what is done once, such as imports
-        memory["before"] = process.memory_info().rss / 1e6
+        resident.append(process.memory_info().rss / 1e6)
         print("| sessions | what | count | p50 ms | p95 ms | max ms |")
         print("|---:|---|---:|---:|---:|---:|")
         for sessions in arguments.sessions:
@@ -253,8 +253,8 @@ def main() -> None:
                     f"{1000 * float(row[each]):.0f}" for each in ("p50", "p95", "max")
                 )
                 print(f"| {sessions} | {row['what']} | {row['count']} | {cells} |", flush=True)
-        time.sleep(10)
-        memory["after"] = process.memory_info().rss / 1e6
+            time.sleep(3)
+            resident.append(process.memory_info().rss / 1e6)
     print(
         json.dumps(
             {
@@ -263,7 +263,7 @@ def main() -> None:
                 "words": WORDS,
                 "word_pause": WORD_PAUSE,
                 "window_pause": WINDOW_PAUSE,
-                "server_mb": memory,
+                "server_mb": [round(each, 1) for each in resident],
                 "cores": os.cpu_count(),
                 "load_before": load,
                 "load_after": os.getloadavg()[0],

@@ -58,6 +58,21 @@ def test_prompt_and_answer_have_the_length_asked_for(
         assert used > cell.length - following - marker - 4 * made - shorter
 
 
+@pytest.mark.slow
+def test_lengths_are_kept_with_the_tokenizer_of_the_default_model(
+    real_cache_folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pacellm_rag.models.loading import load_tokenizer
+
+    monkeypatch.delenv("PACELLM_RAG_CACHE")
+    if real_cache_folder is not None:
+        monkeypatch.setenv("PACELLM_RAG_CACHE", real_cache_folder)
+    tokenizer = load_tokenizer()
+    for kind in KINDS:
+        for cell in cells(tokenizer, (1024, 8192), (0, 50, 100), needles=kind):
+            assert cell.length - 100 < prompt_tokens(cell, tokenizer) + 96 <= cell.length
+
+
 def test_every_cell_of_a_length_has_the_same_text_with_needles_elsewhere() -> None:
     for length in (1024, 4096):
         made = cells(lengths=(length,), depths=(0, 25, 100), trials=2)

@@ -87,7 +87,8 @@ def test_the_policy_allows_the_pages_own_script_only() -> None:
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     policy = next(a["content"] for _, a in read.tags if "http-equiv" in a)
     assert policy is not None
-    assert "default-src 'none'" in policy
+    for rule in ("default-src 'none'", "base-uri 'none'", "form-action 'none'"):
+        assert rule in policy
     assert f"script-src 'sha256-{digest}';" in policy
 
 

@@ -52,14 +52,18 @@ def test_logits_that_are_not_there_have_no_digest(tiny: Tiny) -> None:
 def test_nothing_watches_any_more_after_an_error(tiny: Tiny) -> None:
     model = tiny("llama", pace=ACTING)
     before = hooks(model.module)
-    with (
-        pytest.raises(KeyError),
-        watch_logits(model.module),
-        watch_banks(model.pace),
-        watch_memory(torch.device("cpu")),
-    ):
-        assert hooks(model.module) == before + 1 + 2 * 2
-        raise KeyError
+
+    def fail() -> None:
+        with (
+            watch_logits(model.module),
+            watch_banks(model.pace),
+            watch_memory(torch.device("cpu")),
+        ):
+            assert hooks(model.module) == before + 1 + 2 * 2
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert hooks(model.module) == before
 
 

@@ -124,7 +124,6 @@ def test_the_handlers_hold_nothing_a_minute_after_twenty_left(tmp_path: Path, tr
         _within_a_minute(lambda: _living(Session, Reading) <= others, "nothing read is held")
         gc.collect()
         left = tracemalloc.get_traced_memory()[0] - begin
-    print("TRACED", left, held[1] - begin)
     assert held[1] - begin > 5 * TRACED_TOLERANCE, "The sessions held too little to tell by."
     assert left < TRACED_TOLERANCE, f"{left:,} bytes are held on to."
 
@@ -158,7 +157,6 @@ def test_the_server_is_as_large_as_before_a_minute_after_twenty_left(tmp_path: P
         while _grown(process, begin) and time.monotonic() < end:
             time.sleep(1)
         resident = process.memory_info().rss - begin
-        print("GROWN", resident, begin)
         assert resident < RESIDENT_TOLERANCE, f"The server has grown by {resident:,} bytes."
         assert process.num_threads() <= threads + 2
 
