@@ -20,15 +20,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from pacellm_rag.errors import (
-    CancelledError,
-    DeadlineExceededError,
-    QueueFullError,
-)
+from pacellm_rag.errors import CancelledError, DeadlineExceededError
+from pacellm_rag.models.engine_job import Job
 from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.request import Event, Request
 from pacellm_rag.models.runner import RequestRunner, is_out_of_memory
@@ -60,23 +56,6 @@ def _stop_all() -> None:
         worker.join()
 
 
-@dataclass
-class _Job:
-    """Something that must run between forward passes, and is waited for."""
-
-    work: Callable[[], object]
-    done: threading.Event = field(default_factory=threading.Event)
-    value: object = None
-    error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.value = self.work()
-        except BaseException as error:
-            self.error = error
-        self.done.set()
-
-
 class Engine:
     """Gives every request its turns; see the module.
 
@@ -94,7 +73,7 @@ class Engine:
         self._work = threading.Condition(self._lock)
         self._queue: deque[Request] = deque()
         self._running: list[Request] = []
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._worker: threading.Thread | None = None
         self._turn = 0
         self._stopping = False
@@ -165,7 +144,7 @@ class Engine:
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs something on the model between forward passes, and waits for it."""
-        job = _Job(work)
+        job = Job(work)
         with self._lock:
             self._refuse_if_stopped()
             self._jobs.append(job)
@@ -222,18 +201,8 @@ class Engine:
             self._refuse_if_stopped()
         if not request.submitted and not request.ended:
             waiting = sum(1 for other in self._queue if not other.closed)
-            if waiting >= self.limits.max_queue + max(self._free_places(), 0):
-                raise QueueFullError(
-                    f"{waiting} requests wait for the model already, and no more than "
-                    f"{self.limits.max_queue} may (max_queue). Try again later."
-                )
-            here = waiting + sum(1 for other in self._running if not other.closed)
-            if here >= self.limits.most_alive:
-                raise QueueFullError(
-                    f"{here} requests are there already, of which {here - waiting} have begun, and "
-                    f"no more than {self.limits.most_alive} may be (max_running and max_queue "
-                    "together). Take what was begun to its end or close it, or try again later."
-                )
+            begun = sum(1 for other in self._running if not other.closed)
+            self.limits.check_room(waiting, begun, free=max(self._free_places(), 0))
             request.submitted = True
             self._queue.append(request)
         self._ensure_worker()

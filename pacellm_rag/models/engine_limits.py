@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pacellm_rag.errors import ConfigurationError
+from pacellm_rag.errors import ConfigurationError, QueueFullError
 
 __all__ = ["EngineLimits"]
 
@@ -43,3 +43,26 @@ class EngineLimits:
     def most_alive(self) -> int:
         """Most requests that have been begun, or wait, and are not over."""
         return self.max_running + self.max_queue
+
+    def check_room(self, waiting: int, begun: int, *, free: int) -> None:
+        """Refuses a newcomer where there is no room.
+
+        Args:
+            waiting: requests in the queue.
+            begun: requests that have been begun, those that pause included.
+            free: places for those in the queue.
+
+        Raises:
+            QueueFullError: too many wait, or are there at all.
+        """
+        if waiting >= self.max_queue + free:
+            raise QueueFullError(
+                f"{waiting} requests wait for the model already, and no more than "
+                f"{self.max_queue} may (max_queue). Try again later."
+            )
+        if waiting + begun >= self.most_alive:
+            raise QueueFullError(
+                f"{waiting + begun} requests are there already, of which {begun} have begun, and "
+                f"no more than {self.most_alive} may be (max_running and max_queue together). Take "
+                "what was begun to its end or close it, or try again later."
+            )
