@@ -199,6 +199,7 @@ class LongBench:
                 "kind": _CATEGORIES[row.task],
                 "metric": METRICS[row.task],
                 "words": row.words,
+                "question": row.input,
                 "answers": list(row.answers),
             }
             if self.even:

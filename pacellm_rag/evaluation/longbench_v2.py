@@ -162,6 +162,7 @@ class LongBenchV2:
                 "kind": row.difficulty,
                 "domain": row.domain,
                 "sub_domain": row.sub_domain,
+                "question": row.question,
                 "answers": [row.answer],
                 "chosen": chosen,
             }

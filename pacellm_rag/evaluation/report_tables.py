@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pacellm_rag.evaluation.summary import ArmSummary, Breakdown, Score, Summary
+from pacellm_rag.evaluation.types import LOWER_IS_BETTER
 from pacellm_rag.evaluation.verdicts import (
     points,
     score_points,
@@ -182,13 +183,17 @@ def _other_metrics(summary: Summary) -> Table:
     )
     rows = [
         (
-            metric if task is None else f"{metric}, {task}",
+            _named(metric) if task is None else f"{_named(metric)}, {task}",
             [a.score(metric, task) for a in summary.arms],
         )
         for metric, task in names
     ]
     note = "Times 100. The verdict is about the suite's metric; these are for looking closer."
     return _compared(summary, "Other metrics", note, "metric", rows)
+
+
+def _named(metric: str) -> str:
+    return f"{metric} (lower is better)" if metric in LOWER_IS_BETTER else metric
 
 
 def _breakdowns(summary: Summary) -> list[Table]:
@@ -226,6 +231,8 @@ def _costs(summary: Summary) -> Table:
             _time(arm.cost.seconds),
             _size(arm.cost.peak_bytes),
             _size(arm.cost.added_bytes),
+            _seconds(arm.cost.seconds_first),
+            _seconds(arm.cost.seconds_later),
             f"{arm.prompt_tokens:,.0f}",
             f"{arm.completion_tokens:,.1f}",
             share_of(arm.truncated),
@@ -234,8 +241,8 @@ def _costs(summary: Summary) -> Table:
     )
     note = (
         f"Speed against {summary.baseline.name} is the median over groups of tokens per second of "
-        "the arm over those of the baseline: below 1 is slower. Tokens of prompts and answers are "
-        "means."
+        "the arm over those of the baseline: below 1 is slower. The first question about a text "
+        "reads it, later ones do not; medians. Tokens of prompts and answers are means."
     )
     head = (
         "arm",
@@ -244,6 +251,8 @@ def _costs(summary: Summary) -> Table:
         "time",
         "peak memory",
         "added by a group",
+        "first question",
+        "later ones",
         "prompt tokens",
         "answer tokens",
         "prompts cut",
@@ -289,6 +298,10 @@ def _time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _seconds(seconds: float | None) -> str:
+    return _NONE if seconds is None else f"{seconds:.2f} s"
 
 
 def _size(count: int) -> str:

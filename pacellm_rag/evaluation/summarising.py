@@ -7,7 +7,7 @@ suite's name, metric and settings it takes from the run's identity.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from pacellm_rag.evaluation.summary import (
     Score,
     Summary,
 )
-from pacellm_rag.evaluation.types import Outcome
+from pacellm_rag.evaluation.types import LOWER_IS_BETTER, Outcome
 
 __all__ = ["BROKEN_DOWN_BY", "summarise"]
 
@@ -158,6 +158,7 @@ def _score_by_task(
         if each.outcome.sample in theirs
     ]
     changes = intervals_of(_table(paired), seed=seed) if paired else None
+    better = -1 if metric in LOWER_IS_BETTER else 1
 
     def score(task: str | None, value: Interval, change: Interval | None) -> Score:
         here = [each for each in own if task in (None, each.outcome.task)]
@@ -169,8 +170,8 @@ def _score_by_task(
             groups=len({each.group for each in here}),
             value=value,
             difference=change,
-            wins=sum(gain > 0 for gain in gains),
-            losses=sum(gain < 0 for gain in gains),
+            wins=sum(gain * better > 0 for gain in gains),
+            losses=sum(gain * better < 0 for gain in gains),
             ties=sum(gain == 0 for gain in gains),
         )
 
@@ -222,7 +223,20 @@ def _cost(units: Sequence[UnitRecord], baseline: Sequence[UnitRecord] | None) ->
         speed_ratio=statistics.median(ratios) if ratios else None,
         peak_bytes=max(unit.peak_bytes for unit in units),
         added_bytes=max(unit.added_bytes for unit in units),
+        seconds_first=_median_seconds(units, lambda position: position == 0),
+        seconds_later=_median_seconds(units, lambda position: position > 0),
     )
+
+
+def _median_seconds(units: Sequence[UnitRecord], wanted: Callable[[int], bool]) -> float | None:
+    """The median time of the samples whose position among those about a text is wanted."""
+    seconds = [
+        outcome.seconds
+        for unit in units
+        for outcome in unit.outcomes
+        if isinstance(position := outcome.facts.get("position"), int) and wanted(position)
+    ]
+    return statistics.median(seconds) if seconds else None
 
 
 def _banks(units: Sequence[UnitRecord]) -> tuple[BankSummary, ...]:

@@ -63,7 +63,8 @@ class Score:
         value: the mean, 0 to 1.
         difference: mean of the paired differences, this arm less the baseline, over samples that
             both have; None for the baseline, and where they share no sample.
-        wins: samples on which this arm is better than the baseline; 0 for the baseline.
+        wins: samples on which this arm is better than the baseline, which is to score lower where
+            lower is better; 0 for the baseline.
         losses: on which it is worse.
         ties: on which they score the same.
     """
@@ -105,6 +106,9 @@ class Cost:
             groups; None for the baseline, and where they share no group.
         peak_bytes: most memory in use in any unit: allocated on the GPUs, else the process'.
         added_bytes: most that a unit took beyond what was in use when it began.
+        seconds_first: of the first question about a text, reading it included, the median; None
+            where samples do not tell their position among those about a text.
+        seconds_later: of the questions after it, the median; None likewise.
     """
 
     seconds: float
@@ -112,6 +116,8 @@ class Cost:
     speed_ratio: float | None
     peak_bytes: int
     added_bytes: int
+    seconds_first: float | None = None
+    seconds_later: float | None = None
 
 
 @dataclass(frozen=True)

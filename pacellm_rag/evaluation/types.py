@@ -13,10 +13,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pacellm_rag.protocols import CancelSignal, PromptTokenizer, TextModel
 
-__all__ = ["WHOLE", "Group", "Outcome", "Suite"]
+__all__ = ["LOWER_IS_BETTER", "WHOLE", "Group", "Outcome", "Suite"]
 
 WHOLE = "whole"
 """The way of reading in which the model gets the whole text."""
+
+LOWER_IS_BETTER = frozenset({"answered_when_unanswerable", "declined"})
+"""The metrics of which less is better."""
 
 SampleT = TypeVar("SampleT")
 
