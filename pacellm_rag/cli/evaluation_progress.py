@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
+from pacellm_rag.cli.progress import Bar
 from pacellm_rag.cli.terminal import Terminal, clean
 
 if TYPE_CHECKING:
@@ -17,36 +15,17 @@ __all__ = ["EvaluationProgress", "time_left"]
 _NOTES = 10  # lines in all, where nobody watches
 
 
-class EvaluationProgress:
+class EvaluationProgress(Bar):
     """Shows what `runner.run` tells; a context manager, so that no bar is left behind."""
 
     def __init__(self, terminal: Terminal) -> None:
+        super().__init__(terminal, "Evaluating")
         self._terminal = terminal
         self._noted = -1
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-            console=terminal.console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=not terminal.shows_progress,
-        )
-        self._task = self._bar.add_task("Evaluating", total=None, figures="")
 
     def __enter__(self) -> EvaluationProgress:
-        self._bar.start()
+        super().__enter__()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def __call__(self, progress: RunProgress) -> None:
         """Shows how far it is."""
@@ -54,13 +33,7 @@ class EvaluationProgress:
         if progress.seconds_left is not None and progress.done < progress.total:
             figures += f", {time_left(progress.seconds_left)} left"
         if self._terminal.shows_progress:
-            self._bar.update(
-                self._task,
-                completed=progress.done,
-                total=progress.total,
-                figures=figures,
-                description=clean(progress.arm),
-            )
+            self.show(progress.done, progress.total, figures, clean(progress.arm))
             return
         step = progress.done * _NOTES // max(progress.total, 1)
         if step > self._noted:

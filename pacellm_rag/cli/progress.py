@@ -12,11 +12,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from pacellm_rag.cli.terminal import Terminal, clean
 from pacellm_rag.protocols import ReadProgress
 
-__all__ = ["FileProgress", "ReadingProgress"]
+__all__ = ["Bar", "FileProgress", "ReadingProgress"]
 
 
-class _Bar:
-    """One line with a bar; `figures` stand behind it."""
+class Bar:
+    """One line with a bar.
+
+    Args:
+        terminal: where it is shown, if that shows progress.
+        what: what is being done.
+    """
 
     def __init__(self, terminal: Terminal, what: str) -> None:
         self._progress = Progress(
@@ -32,7 +37,7 @@ class _Bar:
         )
         self._task = self._progress.add_task(what, total=None, figures="")
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self._progress.start()
         return self
 
@@ -44,13 +49,14 @@ class _Bar:
     ) -> None:
         self._progress.stop()
 
-    def _show(self, done: int, total: int | None, figures: str, what: str | None = None) -> None:
+    def show(self, done: int, total: int | None, figures: str, what: str | None = None) -> None:
+        """Shows how far it is; `figures` stand behind the bar."""
         self._progress.update(
             self._task, completed=done, total=total, figures=figures, description=what
         )
 
 
-class FileProgress(_Bar):
+class FileProgress(Bar):
     """Pages of the file that is being parsed; call it with pages done and pages in all."""
 
     def __init__(self, terminal: Terminal) -> None:
@@ -62,14 +68,14 @@ class FileProgress(_Bar):
 
     def begin(self, name: str) -> None:
         """Names the next file."""
-        self._show(0, None, "", f"Opening {clean(name)}")
+        self.show(0, None, "", f"Opening {clean(name)}")
 
     def __call__(self, done: int, total: int) -> None:
         """Shows pages done and pages in all."""
-        self._show(done, total, f"{done:,} of {total:,} pages")
+        self.show(done, total, f"{done:,} of {total:,} pages")
 
 
-class ReadingProgress(_Bar):
+class ReadingProgress(Bar):
     """Tokens that the model has read; a `protocols.ProgressCallback`."""
 
     def __init__(self, terminal: Terminal) -> None:
@@ -82,14 +88,14 @@ class ReadingProgress(_Bar):
     def __call__(self, progress: ReadProgress) -> None:
         """Shows how far it has come."""
         if progress.queue_position:
-            self._show(0, None, f"waiting, number {progress.queue_position} in the queue")
+            self.show(0, None, f"waiting, number {progress.queue_position} in the queue")
             return
         parts = [f"{progress.tokens_done:,} of {progress.tokens_total:,} tokens"]
         if progress.tokens_per_second:
             parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
         if progress.seconds_left:
             parts.append(f"{_duration(progress.seconds_left)} left")
-        self._show(progress.tokens_done, progress.tokens_total, ", ".join(parts))
+        self.show(progress.tokens_done, progress.tokens_total, ", ".join(parts))
 
 
 def _duration(seconds: float) -> str:
