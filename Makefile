@@ -33,7 +33,7 @@ types: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/pacellm-rag models install
 	$(BIN)/python tests/integrations/tool_model.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.dev
 	$(BIN)/pacellm-rag models install

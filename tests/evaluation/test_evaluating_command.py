@@ -278,7 +278,7 @@ def test_a_bar_shows_the_arm_the_samples_and_the_time_left(
     with EvaluationProgress(terminal) as progress:
         progress(RunProgress(0, 4000, "plain", None))
         progress(RunProgress(1000, 4000, "pa\x1bce", 300.0))
-        progress._bar.refresh()
+        progress._progress.refresh()
     shown = capsys.readouterr().err
     assert "1,000 of 4,000 samples, 5 min left" in shown
     assert "pace" in shown

@@ -176,6 +176,7 @@ def test_answers_are_scored_and_facts_kept(folder: Path) -> None:
         "kind": "multi-doc",
         "metric": "qa_f1",
         "words": 4000,
+        "question": "Who wrote book 1?",
         "answers": ["Author 1", "A. 1"],
     }
     assert outcome.tokens_left_out == 0

