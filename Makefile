@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DOCUMENTS := examples/documents/annual-report.pdf examples/documents/supplier-contract.pdf \
 	examples/documents/equipment-manual.pdf
 
-.PHONY: demo ui test lint types unit bench peers samples clean
+.PHONY: demo ui test lint types unit fuzz bench peers samples clean
 
 demo: $(VENV)/.user
 	$(BIN)/pacellm-rag models install
@@ -34,6 +34,10 @@ unit: $(VENV)/.dev
 	$(BIN)/pacellm-rag models install
 	$(BIN)/python tests/integrations/tool_model.py
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# New examples for the tests that make theirs, where `test` takes the same ones every time.
+fuzz: $(VENV)/.dev
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -m hypothesis
 
 bench: $(VENV)/.dev
 	$(BIN)/pacellm-rag models install

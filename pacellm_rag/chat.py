@@ -223,7 +223,7 @@ class ChatStream:
         text, calls = (piece, []) if self._parser is None else self._parser.feed(piece)
         self.text += text
         for call in calls:
-            if call.name:
+            if call.name is not None:
                 self.call_ids.append(f"call_{uuid.uuid4().hex[:24]}")
                 self._names.append(call.name)
                 self._arguments.append("")
@@ -242,6 +242,8 @@ class ChatStream:
         ):
             try:
                 arguments = json.loads(written)
+                if not name:
+                    raise ValueError("The call names no tool.")
                 if not isinstance(arguments, dict):
                     raise ValueError("The arguments are no object.")
             except ValueError as error:

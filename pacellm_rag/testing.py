@@ -8,6 +8,7 @@ Importing this module imports no torch; `tiny_model` does.
 from __future__ import annotations
 
 import re
+import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -199,6 +200,7 @@ class ScriptedModel:
 
     def __post_init__(self) -> None:
         self.tokenizer = WordTokenizer(self.context_window)
+        self._lock = threading.Lock()  # callers may be many threads, and each gets its own answer
 
     @property
     def name(self) -> str:
@@ -251,13 +253,14 @@ class ScriptedModel:
                 available_tokens=self.context_window,
             )
         reused = min(self._known(token_ids), len(token_ids) - 1)
-        answer = self.answers[min(len(self.generations), len(self.answers) - 1)]
         attention = self.attention if attend_to else None
-        generation = ScriptedGeneration(
-            answer, options, cancel, reused, len(token_ids) - reused, attention
-        )
-        self.prompts.append(tuple(token_ids))
-        self.generations.append(generation)
+        with self._lock:
+            answer = self.answers[min(len(self.generations), len(self.answers) - 1)]
+            generation = ScriptedGeneration(
+                answer, options, cancel, reused, len(token_ids) - reused, attention
+            )
+            self.prompts.append(tuple(token_ids))
+            self.generations.append(generation)
         return generation
 
     def cost(

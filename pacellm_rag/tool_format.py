@@ -103,13 +103,14 @@ class CallPiece:
 
     Attributes:
         index: which call of the answer, from 0.
-        name: the tool's, in the first piece of a call; else "".
+        name: the tool's, in the first piece of a call, where a model may have left it empty; else
+            None.
         arguments: some more of the arguments' JSON text.
         complete: whether the arguments end with it.
     """
 
     index: int
-    name: str = ""
+    name: str | None = None
     arguments: str = ""
     complete: bool = False
 

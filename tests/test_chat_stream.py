@@ -60,6 +60,7 @@ async def test_sync_equals_async(answer: str, tools: tuple[Tool, ...]) -> None:
         (TWO, "tool_calls", 2, 0),
         (CUT, "stop", 1, 1),
         (NO_OBJECT, "stop", 0, 1),
+        (ONE.replace('"f"', '""'), "stop", 0, 1),
     ],
 )
 def test_the_end_is_told_as_it_is(answer: str, reason: str, good: int, bad: int) -> None:

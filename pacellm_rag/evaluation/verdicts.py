@@ -213,8 +213,8 @@ def _of_arm(summary: Summary, arm: ArmSummary, noise: float) -> Verdict:
             arm.name,
             "chance",
             "no difference beyond chance",
-            f"{arm.name}: no difference beyond chance. It differs from {baseline} by "
-            f"{_told(difference)}, which holds 0. {_counts(score)}",
+            f"{arm.name} differs from {baseline} by {_told(difference)}, which holds 0. "
+            f"{_counts(score)}",
         )
     better = difference.mean > 0
     if abs(difference.mean) <= noise:

@@ -42,7 +42,7 @@ def parted(made: ConstraintCompiler, text: str) -> tuple[str, list[tuple[str, An
     said, pieces = parser.feed(text)
     said += parser.flush()
     assert not parser.cut_off, text
-    names = [piece.name for piece in pieces if piece.name]
+    names = [piece.name for piece in pieces if piece.name is not None]
     whole = ["".join(p.arguments for p in pieces if p.index == i) for i in range(len(names))]
     return said, [(name, json.loads(one)) for name, one in zip(names, whole, strict=True)]
 

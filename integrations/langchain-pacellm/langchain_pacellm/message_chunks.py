@@ -46,7 +46,7 @@ class ChunkMaker:
         return tool_call_chunk(
             name=name or None,
             args="".join(piece.arguments for piece in own),
-            id=self._chat.call_ids[index] if name else None,
+            id=self._chat.call_ids[index] if name is not None else None,
             index=index + self._ahead,
         )
 

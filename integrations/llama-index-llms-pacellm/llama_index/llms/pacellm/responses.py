@@ -88,7 +88,7 @@ class GrowingAnswer:
 
     def _take(self, delta: ChatDelta) -> ChatDelta:
         for call in delta.calls:
-            if call.name:
+            if call.name is not None:
                 self._names.append(call.name)
                 self._arguments.append("")
             self._arguments[call.index] += call.arguments
