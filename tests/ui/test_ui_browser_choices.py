@@ -273,9 +273,9 @@ def test_texts_can_be_told_from_their_ground(chromium: Browser, url: str, scheme
     with visit(chromium, url, color_scheme=scheme) as here:
         page = here.page
         here.add(REPORT, CONTRACT)
-        page.locator("input.tick").nth(1).uncheck()
         here.ask("How many?")
         here.wait_for_answers(1)
+        page.locator("input.tick").nth(1).uncheck()
         page.locator("#settings button.label-wrap").click()
         page.get_by_text("In memory: ").wait_for()
         page.mouse.move(0, 0)
