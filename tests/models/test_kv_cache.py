@@ -1,3 +1,5 @@
+"""Keys and values in shared parts. A few lines over 400, as its claims share how parts are made."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

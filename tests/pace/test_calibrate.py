@@ -1,3 +1,5 @@
+"""The search for settings. A few lines over 400, as its claims share losses computed by hand."""
+
 from __future__ import annotations
 
 import json
