@@ -98,6 +98,68 @@ def test_a_reload_keeps_documents_and_conversation(here: Visit) -> None:
     assert here.page.locator("li.document").count() == 1
 
 
+def test_a_question_that_is_sent_as_the_answer_ends_is_answered_too(here: Visit) -> None:
+    """Between the drawing of an answer's end and the end of its event there is a moment."""
+    here.add(CONTRACT)
+    here.page.evaluate(_ASK_AS_THE_ANSWER_ENDS)
+    here.ask("When are invoices payable?")
+    here.page.wait_for_function("window.askedAgain")
+    here.wait_for_answers(2)
+    asked = here.page.locator("#history .turn.you .said").all_inner_texts()
+    assert asked == ["When are invoices payable?", "And by whom?"]
+
+
+_ASK_AS_THE_ANSWER_ENDS = """() => {
+  const live = document.querySelector('#live');
+  let began = false;
+  new MutationObserver(() => {
+    if (document.querySelector('.live')) began = true;
+    else if (began && !window.askedAgain) {
+      window.askedAgain = true;
+      const box = document.querySelector('#question textarea');
+      Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value')
+        .set.call(box, 'And by whom?');
+      box.dispatchEvent(new Event('input', { bubbles: true }));
+      for (const kind of ['keydown', 'keypress'])
+        box.dispatchEvent(new KeyboardEvent(kind, { key: 'Enter', bubbles: true }));
+    }
+  }).observe(live, { childList: true, subtree: true });
+}"""
+
+
+def test_enter_during_an_answer_keeps_the_question_and_disturbs_nothing(here: Visit) -> None:
+    page = here.page
+    here.add(unread())
+    here.ask("How many smart meters?")
+    page.locator(".live").wait_for()
+    here.ask("And the year before?")
+    page.get_by_text("still at work on an answer").wait_for()
+    assert page.locator("#question textarea").input_value() == "And the year before?"
+    assert page.locator("#stop").is_visible()
+    assert page.locator(".live").count() == 1
+    here.wait_for_answers(1)
+    assert page.locator("#question textarea").input_value() == "And the year before?"
+    page.press("#question textarea", "Enter")
+    here.wait_for_answers(2)
+
+
+def test_enter_in_the_empty_box_changes_nothing(here: Visit) -> None:
+    page = here.page
+    here.add(CONTRACT)
+    here.ask("When are invoices payable?")
+    here.wait_for_answers(1)
+    page.press("#question textarea", "Enter")
+    here.ask("And by whom?")
+    here.wait_for_answers(2)
+    for tab, box in (("Every document", "#every-question"), ("Memory", "#compare-question")):
+        page.get_by_role("tab", name=tab).click()
+        panel = page.locator(box.replace("-question", "")).first
+        before = panel.inner_text()
+        page.press(f"{box} textarea", "Enter")
+        page.wait_for_timeout(300)
+        assert panel.inner_text() == before
+
+
 def test_stop_ends_the_reading_and_the_next_question_is_answered(here: Visit) -> None:
     here.add(unread())
     here.ask("How many smart meters?")

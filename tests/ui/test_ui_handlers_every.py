@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_doubles import GatedModel, InThread, Site, last, until
+from page_doubles import PATIENCE, GatedModel, InThread, Site, last, until
 
 from pacellm_rag.errors import ModelError, QueueFullError
 from pacellm_rag.testing import ScriptedModel
@@ -283,3 +283,19 @@ def test_one_model_that_fails_leaves_the_other_its_answer(tmp_path: Path) -> Non
         view = last(site.handlers.compare(_three(site), "What?"))
         assert (view.on.text, view.off.state) == ("With.", "failed")
         assert view.off.error == "There is no room for a second model."
+
+
+@pytest.mark.parametrize("banked", [True, False])
+def test_a_comparison_waits_for_a_model_that_is_being_loaded(tmp_path: Path, banked: bool) -> None:
+    loaded = threading.Event()
+    plain = ScriptedModel(["Without."])
+    model = _Banked(["With."]) if banked else ScriptedModel(["Never said."])
+    with Site(tmp_path, model, PageSettings(plain_model=lambda: plain)) as site:
+        site.load = lambda: loaded.wait(PATIENCE) and model
+        run = InThread(site.handlers.compare(_three(site), "What?"))
+        run.wait(lambda view: view.available, "something is shown meanwhile")
+        loaded.set()
+        view = run.end()
+    assert view.off.text == "Without."
+    assert view.on.text == ("With." if banked else "")
+    assert ("runs without PaceLLM's memory banks" in view.on.error) is not banked

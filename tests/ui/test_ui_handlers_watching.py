@@ -23,6 +23,7 @@ from pacellm_rag_ui.memory_pages import MOST_CELLS, bands_seen, experts_seen
 from pacellm_rag_ui.memory_panel import memory_html, watch_html
 from pacellm_rag_ui.page_settings import PageSettings
 from pacellm_rag_ui.reading import Reading
+from pacellm_rag_ui.session import BusyError
 from pacellm_rag_ui.views import AskView, ExpertRow, MemoryView, PageBands, PageSpan
 
 Tiny = Callable[..., PaceModel]
@@ -178,7 +179,8 @@ def test_without_documents_and_while_the_page_works_nothing_is_watched(
         site.add(page, "a.txt", *["An apple a day. " * 20] * 20)
         run = InThread(site.handlers.watch_pages(page))
         run.wait(lambda v: v.state == "reading", "it begins")
-        assert "still at work" in last(site.handlers.watch_pages(page)).error
+        with pytest.raises(BusyError, match="still at work"):
+            next(site.handlers.watch_pages(page))
         site.handlers.stop(page)
         run.end()
 

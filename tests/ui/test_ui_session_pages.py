@@ -42,6 +42,7 @@ def test_a_job_is_not_begun_before_its_views_are_asked_for() -> None:
     begun = []
     views = _job(lambda: begun.append(1)).views()
     assert not begun
+    assert next(views) == "view", "There is something to see at once."
     assert list(views) == []
     assert begun == [1]
 
@@ -66,7 +67,7 @@ def test_a_job_that_was_stopped_before_it_began_does_nothing() -> None:
     begun: list[int] = []
     job = _job(lambda: begun.append(1))
     job.stop()
-    assert list(job.views()) == []
+    assert list(job.views()) == ["view"]
     assert begun == []
 
 

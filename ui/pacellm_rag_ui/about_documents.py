@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pacellm_rag_ui.answer_run import AnswerRun
-from pacellm_rag_ui.asking import refused
 from pacellm_rag_ui.backend import Backend
 from pacellm_rag_ui.meter import check_room
-from pacellm_rag_ui.session import BusyError, Session
+from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.views import AskView, SuggestionsView
 
 __all__ = ["suggest_questions", "summary"]
@@ -60,11 +59,8 @@ def _told(backend: Backend, session: Session, document_id: str, request: str) ->
     run = AnswerRun()
     job = backend.job(session, lambda: run.perform(steps), run.look, run.stop)
     run.touched = job.touch
-    try:
-        with session.answering(job):
-            yield from job.views()
-    except BusyError as error:
-        yield refused(str(error))
+    with session.answering(job):
+        yield from job.views()
 
 
 def _questions_in(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ queue: Gradio's `cancels` would only give up waiting, while the model went on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -18,17 +18,22 @@ from pacellm_rag_ui.memory_panel import memory_html, watch_html
 from pacellm_rag_ui.page_parts import PageParts, text_of, warn
 from pacellm_rag_ui.panel_view import compare_html, every_html
 from pacellm_rag_ui.safe_text import display_name
-from pacellm_rag_ui.session import Session
+from pacellm_rag_ui.session import BusyError, Session
 from pacellm_rag_ui.views import AskView, EveryView
 
 __all__ = ["AnswerEvents"]
 
-# Any number at once: the engine behind the model makes them wait, and they say so.
+# Any number at once: the engine behind the model makes them wait, and they say so. Also of one
+# page: with Gradio's "once", a question that is sent between the end of an answer and the end of
+# its event is dropped without a word. Whether a page is at work is known here, by its session.
 _WORK: dict[str, Any] = {
     "show_progress": "hidden",
     "api_visibility": "private",
     "concurrency_limit": None,
+    "trigger_mode": "multiple",
 }
+
+View = TypeVar("View")
 
 
 class AnswerEvents:
@@ -96,9 +101,11 @@ class AnswerEvents:
 
     def ask(self, question: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Answers a question in the conversation."""
-        if (question or "").strip():
-            session = self._parts.session(request)
-            yield from self._answer(session, self._handlers.ask(session, question), question)
+        if not (question or "").strip():
+            yield _unchanged(9)
+            return
+        session = self._parts.session(request)
+        yield from self._answer(session, self._handlers.ask(session, question), question)
 
     def retry(self, event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Answers a turn again, with another question where it was edited."""
@@ -111,16 +118,19 @@ class AnswerEvents:
         self, session: Session, views: Iterator[AskView], question: str, kept: Any = ""
     ) -> Iterator[tuple[Any, ...]]:
         skip = gr.skip()
-        view = AskView("queued")
+        view: AskView | None = None
         pending, asked = question, ""
-        yield (kept, skip, live_html(view, pending), "", *_buttons(True), skip, skip, skip)
-        for view in views:
+        for view in _unless_busy(views):
             history: Any = skip
             if view.question_id != asked and not view.final:  # stored: the history has it now
                 asked, pending = view.question_id, ""
                 history = self._parts.draw_history(session)
             live = live_html(view, pending)
-            yield (skip, history, live, status_html(view), *_buttons(True), skip, skip, skip)
+            yield (kept, history, live, status_html(view), *_buttons(True), skip, skip, skip)
+            kept = skip
+        if view is None:
+            yield _unchanged(9)
+            return
         lost = view.state == "failed" and not view.question_id
         yield (
             question if lost and question else skip,
@@ -144,35 +154,37 @@ class AnswerEvents:
             return
         documents = {d.id: d for d in self._handlers.documents(session)}
         one = text_of(event, "id") or next((i for i, d in documents.items() if d.chosen), "")
-        drawn = ""
+        drawn: str | None = None
         for drawn in self._draw_about(session, kind, one, documents):
             yield drawn, *_buttons(True)
-        yield drawn, *_buttons(False)
+        yield _unchanged(3) if drawn is None else (drawn, *_buttons(False))
 
     def _draw_about(
         self, session: Session, kind: str, one: str, documents: dict[str, Any]
     ) -> Iterator[str]:
         if kind == "questions":
-            yield suggestions_html(AskView("queued"), ())
-            for suggested in self._handlers.suggest_questions(session, one):
+            for suggested in _unless_busy(self._handlers.suggest_questions(session, one)):
                 yield suggestions_html(suggested.answer, suggested.questions)
             return
         name = display_name(documents[one].name) if one in documents else "the document"
         title = f"Summary of {name}"
-        yield aside_html(title, AskView("queued"))
-        for view in self._handlers.summary(session, one):
+        for view in _unless_busy(self._handlers.summary(session, one)):
             yield aside_html(title, view)
 
     def every(self, question: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Puts a question to every document."""
         if not (question or "").strip():
+            yield _unchanged(6)
             return
         session, skip = self._parts.session(request), gr.skip()
         hidden = gr.update(visible=False)
         view: EveryView | None = None
-        for view in self._handlers.ask_every(session, question):
+        for view in _unless_busy(self._handlers.ask_every(session, question)):
             yield (every_html(view), skip, *_buttons(True), hidden, hidden)
-        export = gr.update(visible=view is not None and bool(view.rows))
+        if view is None:
+            yield _unchanged(6)
+            return
+        export = gr.update(visible=bool(view.rows))
         yield (every_html(view), view, *_buttons(False), export, export)
 
     def export_csv(self, view: EveryView | None) -> str:
@@ -186,12 +198,13 @@ class AnswerEvents:
     def compare(self, question: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """The same question with PaceLLM on and off."""
         if not (question or "").strip():
+            yield _unchanged(3)
             return
-        drawn = ""
-        for view in self._handlers.compare(self._parts.session(request), question):
+        drawn: str | None = None
+        for view in _unless_busy(self._handlers.compare(self._parts.session(request), question)):
             drawn = compare_html(view)
             yield drawn, *_buttons(True)
-        yield drawn, *_buttons(False)
+        yield _unchanged(3) if drawn is None else (drawn, *_buttons(False))
 
     def memory(self, request: gr.Request) -> tuple[Any, ...]:
         """What the memory banks hold and the experts do; whether more can be found out."""
@@ -205,11 +218,27 @@ class AnswerEvents:
 
     def watch_pages(self, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Watches the model go through the documents page by page."""
-        view = AskView("queued")
-        for view in self._handlers.watch_pages(self._parts.session(request)):
+        view: AskView | None = None
+        for view in _unless_busy(self._handlers.watch_pages(self._parts.session(request))):
             yield gr.skip(), watch_html(view), *_buttons(True)
+        if view is None:
+            yield _unchanged(4)
+            return
         drawn, _ = self.memory(request)
         yield drawn, watch_html(view), *_buttons(False)
+
+
+def _unless_busy(views: Iterator[View]) -> Iterator[View]:
+    """The views of some work; none, but a warning, where the page is at work already."""
+    try:
+        yield from views
+    except BusyError as error:
+        warn(error)
+
+
+def _unchanged(outputs: int) -> tuple[Any, ...]:
+    """Draws nothing anew; an event that yields nothing at all empties its outputs."""
+    return (gr.skip(),) * outputs
 
 
 def _buttons(working: bool) -> tuple[Any, Any]:

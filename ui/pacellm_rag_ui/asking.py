@@ -18,17 +18,12 @@ from pacellm_rag_ui.backend import Backend, documents_read, messages_of
 from pacellm_rag_ui.library import NotFoundError, StoredTurn
 from pacellm_rag_ui.meter import check_room
 from pacellm_rag_ui.reading import Reading
-from pacellm_rag_ui.session import BusyError, Session
+from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.views import AskView
 
-__all__ = ["ask", "checked_question", "refused", "retry"]
+__all__ = ["ask", "checked_question", "retry"]
 
 _TITLE_CHARACTERS = 80
-
-
-def refused(message: str) -> AskView:
-    """What is shown of a question that was not sent."""
-    return AskView("failed", "Not sent", error=message)
 
 
 def checked_question(question: str, most_characters: int) -> str:
@@ -63,14 +58,11 @@ def retry(
 def _views(backend: Backend, session: Session, asking: _Asking) -> Iterator[AskView]:
     job = backend.job(session, asking.work, asking.run.look, asking.run.stop)
     asking.run.touched = job.touch
-    try:
-        with ExitStack() as held:
-            held.enter_context(session.answering(job))
-            if session.conversation_id is not None:
-                held.enter_context(backend.sessions.conversation(session.conversation_id))
-            yield from job.views()
-    except BusyError as error:
-        yield refused(str(error))
+    with ExitStack() as held:
+        held.enter_context(session.answering(job))
+        if session.conversation_id is not None:
+            held.enter_context(backend.sessions.conversation(session.conversation_id))
+        yield from job.views()
 
 
 class _Asking:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from pacellm_rag.errors import ConfigurationError
 from pacellm_rag.protocols import TextModel
 from pacellm_rag_ui.answer_run import AnswerRun
 from pacellm_rag_ui.asking import checked_question
@@ -15,7 +16,7 @@ from pacellm_rag_ui.backend import Backend
 from pacellm_rag_ui.job import told
 from pacellm_rag_ui.memory_view import has_banks
 from pacellm_rag_ui.meter import check_room
-from pacellm_rag_ui.session import BusyError, Session
+from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.side_by_side import SideBySide
 from pacellm_rag_ui.views import CompareView
 
@@ -33,12 +34,13 @@ _NO_PLAIN_MODEL = (
 
 def compare(backend: Backend, session: Session, question: str) -> Iterator[CompareView]:
     """Answers a question twice, from the chosen documents."""
+    session.refuse_if_busy()
     name = session.model
     plain = backend.models[name].plain
     try:
         question = checked_question(question, backend.settings.question_characters)
         chosen = backend.chosen(session)
-        if not has_banks(backend.model_soon(session)):
+        if backend.models.is_loaded(name) and not has_banks(backend.models.get(name)):
             yield CompareView(False, _NO_BANKS)
             return
     except Exception as error:
@@ -56,7 +58,13 @@ def compare(backend: Backend, session: Session, question: str) -> Iterator[Compa
 
         return steps
 
-    answers = SideBySide([steps_of(lambda: backend.models.get(name)), steps_of(plain)], at_once=2)
+    def banked() -> TextModel:
+        model = backend.models.get(name)
+        if not has_banks(model):  # it has been loaded for this question
+            raise ConfigurationError(_NO_BANKS)
+        return model
+
+    answers = SideBySide([steps_of(banked), steps_of(plain)], at_once=2)
 
     def look() -> CompareView:
         on, off = answers.looks()
@@ -64,8 +72,5 @@ def compare(backend: Backend, session: Session, question: str) -> Iterator[Compa
 
     job = backend.job(session, answers.work, look, answers.stop)
     answers.touch_by(job.touch)
-    try:
-        with session.answering(job):
-            yield from job.views()
-    except BusyError as error:
-        yield CompareView(False, str(error))
+    with session.answering(job):
+        yield from job.views()

@@ -19,7 +19,7 @@ from pacellm_rag_ui.library import StoredDocument
 from pacellm_rag_ui.meter import check_room
 from pacellm_rag_ui.reading import Reading
 from pacellm_rag_ui.safe_text import display_name, plain_markdown
-from pacellm_rag_ui.session import BusyError, Session
+from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.side_by_side import SideBySide
 from pacellm_rag_ui.views import AskView, CitationView, EveryRow, EveryView
 
@@ -28,6 +28,7 @@ __all__ = ["ask_every", "export_every"]
 
 def ask_every(backend: Backend, session: Session, question: str) -> Iterator[EveryView]:
     """Puts a question to every chosen document."""
+    session.refuse_if_busy()
     try:
         question = checked_question(question, backend.settings.question_characters)
         chosen, name = backend.chosen(session), session.model
@@ -63,11 +64,8 @@ def ask_every(backend: Backend, session: Session, question: str) -> Iterator[Eve
 
     job = backend.job(session, answers.work, look, answers.stop)
     answers.touch_by(job.touch)
-    try:
-        with session.answering(job):
-            yield from job.views()
-    except BusyError as error:
-        yield EveryView(question, (), "failed", "Not sent", str(error))
+    with session.answering(job):
+        yield from job.views()
 
 
 def export_every(view: EveryView, form: Literal["csv", "markdown"]) -> str:

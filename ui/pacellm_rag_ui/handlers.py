@@ -3,7 +3,8 @@
 `Handlers` binds the library, the model and the open pages together; the work itself is in
 `uploads`, `measuring`, `asking`, `every_document`, `about_documents`, `comparing` and
 `memory_view`. Generators yield views (`views`) at most ten times a second, and the last one is
-final. They tell errors in their views; the other methods raise them.
+final. They tell errors in their views, but for a `BusyError`: the page is at work already, and
+nothing is to be drawn over its views. The other methods raise errors.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pacellm_rag_ui.library import (
 )
 from pacellm_rag_ui.offered_models import OfferedModel, OfferedModels
 from pacellm_rag_ui.page_settings import PageSettings
-from pacellm_rag_ui.session import BusyError, Session
+from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.views import (
     AskView,
     CompareView,
@@ -272,7 +273,7 @@ class Handlers:
         Raises:
             BusyError: an answer is on its way.
         """
-        self._refuse_if_busy(session)
+        session.refuse_if_busy()
         session.conversation_id = None
 
     def open_conversation(self, session: Session, conversation_id: str) -> list[StoredTurn]:
@@ -281,7 +282,7 @@ class Handlers:
         Raises:
             BusyError: an answer is on its way.
         """
-        self._refuse_if_busy(session)
+        session.refuse_if_busy()
         conversation, turns = self.library.conversation(session.owner, conversation_id)
         about = set(conversation.document_ids)
         for document in self.library.documents(session.owner) if about else ():
@@ -321,8 +322,3 @@ class Handlers:
             return export_markdown("", [])
         conversation, turns = self.library.conversation(session.owner, session.conversation_id)
         return export_markdown(conversation.title, turns)
-
-    @staticmethod
-    def _refuse_if_busy(session: Session) -> None:
-        if session.busy:
-            raise BusyError("An answer is on its way. Stop it first, or wait for it to end.")

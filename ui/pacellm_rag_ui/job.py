@@ -70,11 +70,12 @@ class Job(Generic[View]):
             self._changed.notify_all()
 
     def views(self) -> Iterator[View]:
-        """Does the work, and yields what there is to see until it is over.
+        """Does the work, and yields what there is to see, at once and until it is over.
 
         Leaving the generator stops the work.
         """
         with self._changed:
+            self._touched = True
             if not self._over:
                 self._thread.start()
         seen: object = self  # no view

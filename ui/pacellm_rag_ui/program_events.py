@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from pacellm_rag_ui.page_parts import PageParts
+from pacellm_rag_ui.session import BusyError
 from pacellm_rag_ui.views import AskView, FileReport
 
 __all__ = ["ProgramEvents"]
@@ -80,8 +81,11 @@ class ProgramEvents:
             request: who asks.
         """
         session = self._parts.session(request)
-        for view in self._handlers.ask(session, question):
-            yield _as_json(view)
+        try:
+            for view in self._handlers.ask(session, question):
+                yield _as_json(view)
+        except BusyError as error:
+            yield _as_json(AskView("failed", "Not sent", error=str(error)))
 
     def stop(self, request: gr.Request) -> dict[str, bool]:
         """Stops the answer that this client is waiting for."""

@@ -20,7 +20,7 @@ from pacellm_rag_ui.reading import Reading
 
 __all__ = ["BusyError", "Session", "Sessions"]
 
-_BUSY = "This page is still at work. Stop it, or wait for it to end."
+_BUSY = "This page is still at work on an answer. Stop it, or wait for it to end."
 _LEFT = "This page was closed. Reload it."
 
 
@@ -104,6 +104,15 @@ class Session:
         """Whether an answer is under way."""
         with self._lock:
             return self._answering is not None
+
+    def refuse_if_busy(self) -> None:
+        """For what must not be done while an answer is under way.
+
+        Raises:
+            BusyError: one is.
+        """
+        if self.busy:
+            raise BusyError(_BUSY)
 
     def stop(self) -> bool:
         """Stops the answer, or else the uploads; tells whether there was anything to stop."""

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pacellm_rag.errors import ModelError
 from pacellm_rag.models.inspection import Inspectable
 from pacellm_rag_ui.answer_run import AnswerRun
-from pacellm_rag_ui.asking import refused
 from pacellm_rag_ui.backend import Backend
-from pacellm_rag_ui.session import BusyError, Session
+from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.views import AskView
 
 __all__ = ["watch_pages"]
@@ -45,8 +44,5 @@ def watch_pages(backend: Backend, session: Session) -> Iterator[AskView]:
     run = AnswerRun()
     job = backend.job(session, lambda: run.perform(steps), run.look, run.stop)
     run.touched = job.touch
-    try:
-        with session.answering(job):
-            yield from job.views()
-    except BusyError as error:
-        yield refused(str(error))
+    with session.answering(job):
+        yield from job.views()
