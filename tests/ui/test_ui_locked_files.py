@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 from ui_page_files import pdf
 
+from pacellm_rag.errors import DocumentError
 from pacellm_rag.testing import ScriptedModel
 from pacellm_rag_ui.gate import Gate
 from pacellm_rag_ui.identity import Identities
@@ -22,6 +23,7 @@ from pacellm_rag_ui.incoming import Incoming
 from pacellm_rag_ui.page_errors import PageImageError
 from pacellm_rag_ui.pages import PageImages
 from pacellm_rag_ui.routes import RouteParts, build_router
+from pacellm_rag_ui.shelf import Shelf
 
 SECRET = "Sésame, öffne dich 100%!"
 WORDS = "The vault opens at nine."
@@ -145,3 +147,16 @@ def test_the_server_draws_a_locked_page_for_who_sends_the_password(tmp_path: Pat
         assert WORDS in browser.get(f"/page/{stored.id}/1.html").text
         original = browser.get(f"/original/{stored.id}").content
         assert pypdf.PdfReader(io.BytesIO(original)).is_encrypted
+
+
+def test_a_locked_file_on_the_command_line_leaves_the_others_theirs(tmp_path: Path) -> None:
+    (tmp_path / "vault.pdf").write_bytes(locked())
+    (tmp_path / "open.txt").write_text("Nothing is hidden here.", encoding="utf-8")
+    with Site(tmp_path, ScriptedModel()) as site:
+        shelf = Shelf(site.library, [tmp_path / "vault.pdf", tmp_path / "open.txt"])
+        assert shelf.locked == ["vault.pdf"]
+        shelf.offer("ann")
+        assert [each.name for each in site.library.documents("ann")] == ["open.txt"]
+        (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing else")
+        with pytest.raises(DocumentError):
+            Shelf(site.library, [tmp_path / "broken.pdf"])

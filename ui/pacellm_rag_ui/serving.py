@@ -152,6 +152,8 @@ def _serve(serving: Serving, host: str, port: int) -> None:
     limits = replace(serving.limits, file_bytes=serving.max_file_bytes)
     with Library(serving.folder, limits=limits) as library, _listen(host, port) as listener:
         shelf = Shelf(library, serving.files)
+        for name in shelf.locked:
+            _say(f"{name} is protected by a password. Add it on the page, which asks for it.")
         settings = PageSettings(
             options=serving.options,
             document_limits=DocumentLimits(file_bytes=serving.max_file_bytes),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pacellm_rag.documents import load_documents
+from pacellm_rag.errors import DocumentError, EncryptedDocumentError
 from pacellm_rag_ui.library import Library
 
 __all__ = ["Shelf"]
@@ -23,15 +24,24 @@ class Shelf:
         library: where they are put.
         files: what to offer.
 
+    Attributes:
+        locked: names of files that need a password, which are not offered.
+
     Raises:
-        DocumentError: a file can not be read; the server does not start then.
+        DocumentError: another file can not be read; the server does not start then.
     """
 
     def __init__(self, library: Library, files: Sequence[Path]) -> None:
         self._library = library
-        self._documents = tuple(load_documents(list(files))) if files else ()
+        self.locked: list[str] = []
+        self._documents = tuple(load_documents(files, on_error=self._leave_out))
         self._offered: set[str] = set()
         self._lock = threading.Lock()
+
+    def _leave_out(self, error: DocumentError) -> None:
+        if not isinstance(error, EncryptedDocumentError):
+            raise error
+        self.locked.append(Path(error.path).name)
 
     def offer(self, owner: str) -> None:
         """Puts them into the owner's list, once a process, unless they are there."""
