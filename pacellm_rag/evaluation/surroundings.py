@@ -30,9 +30,10 @@ def surroundings(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     import psutil
 
     command = sys.argv if arguments is None else ["pacellm-rag", *arguments]
+    program = Path(command[0]).name.replace("__main__.py", "pacellm-rag")  # `python -m`
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(command[0]).name, *command[1:]]),
+        "command": shlex.join([program, *command[1:]]),
         "commit": commit_of(Path(__file__).parent),
         "hardware": {
             "processor": _processor(),
