@@ -53,6 +53,8 @@ class Settings:
             settings or else the defaults, "off" the plain model.
         kv_cache: how keys and values are held: "auto" and "full" as computed, "fp8" in half the
             bytes, "offload" in main memory while a GPU computes.
+        adapter: the LoRA adapter laid on the model: "auto" the default model's own and none on any
+            other, "none" the model as it is, or a folder or id of the model hub.
         store_gb: most GiB of what models have read to keep on disk, so that documents need not be
             read again the next time; 0 keeps nothing.
         citations: whether to find the pages that an answer rests on.
@@ -72,6 +74,7 @@ class Settings:
     window: int = 1024
     pace: str = "auto"
     kv_cache: str = "auto"
+    adapter: str = "auto"
     store_gb: float = 20.0
     citations: bool = True
     quiet: bool = False
@@ -126,6 +129,7 @@ _RULES = {
     "window": _COUNT,
     "pace": _Rule(lambda v: v in PACE_CHOICES, str, f"one of {', '.join(PACE_CHOICES)}"),
     "kv_cache": _Rule(lambda v: v in KV_CHOICES, str, f"one of {', '.join(KV_CHOICES)}"),
+    "adapter": _TEXT,
     "store_gb": _Rule(_is_amount, float, "a number, 0 or more"),
     "citations": _ON_OFF,
     "quiet": _ON_OFF,

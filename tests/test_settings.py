@@ -49,6 +49,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "window": ("10", 10),
     "pace": ("off", "off"),
     "kv_cache": ("fp8", "fp8"),
+    "adapter": ("none", "none"),
     "store_gb": ("1.5", 1.5),
     "citations": ("no", False),
     "quiet": ("TRUE", True),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pacellm_rag.cli.opening import hush_libraries
-from pacellm_rag.cli.options import debug_option
+from pacellm_rag.cli.options import adapter_option, debug_option
 from pacellm_rag.cli.terminal import Terminal
 from pacellm_rag.context.packing import PackedContext, pack_context
 from pacellm_rag.context.prompts import build_messages
@@ -82,6 +82,7 @@ def _layers(
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of all that is drawn."
 )
+@adapter_option
 @debug_option
 @click.pass_obj
 def calibrate(
@@ -95,6 +96,7 @@ def calibrate(
     layers: tuple[int, ...] | None,
     out: Path | None,
     seed: int,
+    adapter: str | None,
 ) -> None:
     """Runs the search; the command's help is `_HELP`."""
     rows = load_rows(data, source=source)
@@ -109,7 +111,7 @@ def calibrate(
     from pacellm_rag.pace.calibrate import calibrate as search
 
     with terminal.working(f"Loading {name or 'the default model'}"):
-        loaded = load_model(name, pace=None)
+        loaded = load_model(name, adapter=adapter, pace=None)
     samples = [_sample(loaded.tokenizer, packed, asked) for packed, asked in drawn]
     answers = sum(len(sample.turns) for sample in samples)
     tokens = sum(len(sample.prefix) for sample in samples)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pacellm_rag.cli.opening import hush_libraries
-from pacellm_rag.cli.options import debug_option
+from pacellm_rag.cli.options import adapter_option, debug_option
 from pacellm_rag.cli.terminal import Terminal
 from pacellm_rag.errors import ConfigurationError, ModelError
 from pacellm_rag.models.default_model import DEFAULT_MODEL, default_model_folder
@@ -35,14 +35,18 @@ __all__ = ["cluster"]
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the clustering."
 )
+@adapter_option
 @debug_option
 @click.pass_obj
-def cluster(terminal: Terminal, model: str, out: Path, experts: int, seed: int) -> None:
+def cluster(
+    terminal: Terminal, model: str, out: Path, experts: int, seed: int, adapter: str | None
+) -> None:
     """Copies MODEL into the folder OUT with the neurons of each layer sorted into experts.
 
     MODEL is a folder, a .gguf file, a hub id, or SmolLM2-135M-Instruct for the default model. The
     neurons of an expert lie side by side in OUT, and experts.safetensors in OUT tells which they
-    were. It is a permutation: the answers stay what they were, and are not better.
+    were. It is a permutation: the answers stay what they were, and are not better. An adapter
+    becomes part of the copy; one that changes these neurons can not be laid on it later.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigurationError(
@@ -53,13 +57,16 @@ def cluster(terminal: Terminal, model: str, out: Path, experts: int, seed: int) 
         default_model_folder()  # refuses before the libraries load, which takes seconds
     hush_libraries()
     with terminal.steps() as say:
-        layers = _cluster(name, out, experts, seed, say, each_layer=terminal.shows_progress)
+        layers = _cluster(
+            name, adapter, out, experts, seed, say, each_layer=terminal.shows_progress
+        )
     terminal.line(f"{layers} layers of {experts} experts each are in {out}")
     terminal.note(f"Its answers are those of {model}, but for rounding.")
 
 
 def _cluster(
     name: str | None,
+    adapter: str | None,
     out: Path,
     experts: int,
     seed: int,
@@ -78,7 +85,7 @@ def _cluster(
 
     say(f"Loading {name or 'the default model'}")
     # the number type of the checkpoint, so that the copy holds the same numbers
-    loaded = load_model(name, model_arguments={"dtype": "auto"})
+    loaded = load_model(name, adapter=adapter, model_arguments={"dtype": "auto"})
     say("Clustering")
     expert_map = cluster_neurons(loaded.module, experts, seeds=(seed,), progress=tell)
     apply_permutation(loaded.module, expert_map)

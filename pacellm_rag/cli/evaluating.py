@@ -19,7 +19,7 @@ import click
 from pacellm_rag.cli import opening
 from pacellm_rag.cli.evaluation_progress import EvaluationProgress
 from pacellm_rag.cli.evaluation_table import summary_lines
-from pacellm_rag.cli.options import debug_option
+from pacellm_rag.cli.options import ADAPTER_HELP, debug_option
 from pacellm_rag.cli.terminal import Terminal
 from pacellm_rag.errors import ConfigurationError, NoEffectError
 from pacellm_rag.evaluation.arms import PACE, pace_settings, parse_arms, parse_setting
@@ -29,7 +29,7 @@ from pacellm_rag.evaluation.summarising import summarise
 from pacellm_rag.evaluation.summary import Summary
 from pacellm_rag.evaluation.types import Suite
 from pacellm_rag.files import write_atomically
-from pacellm_rag.models.default_model import DEFAULT_MODEL
+from pacellm_rag.models.default_model import DEFAULT_MODEL, default_adapter
 from pacellm_rag.pace.config import PaceConfig
 from pacellm_rag.settings import DTYPES, Settings, load_settings
 
@@ -50,6 +50,7 @@ class EvaluationOptions:
 
     Attributes:
         model: a folder, a .gguf file or an id of the model hub; None for the default model.
+        adapter: what is laid on it; as in `Settings`.
         device: where to compute.
         dtype: what to compute in.
         context_window: most tokens, prompt and answer together; None for the model's own.
@@ -63,6 +64,7 @@ class EvaluationOptions:
     """
 
     model: str | None = None
+    adapter: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
     context_window: int | None = None
@@ -80,10 +82,19 @@ class EvaluationOptions:
         return self.model in (None, DEFAULT_MODEL)
 
     @property
+    def adapter_in_words(self) -> str:
+        """What is laid on the model, for people who read the results."""
+        if self.adapter != "auto":
+            return self.adapter
+        own = self.is_default_model and default_adapter() is not None
+        return "the default model's own" if own else "none"
+
+    @property
     def model_settings(self) -> Settings:
         """The part that the model is opened with."""
         return Settings(
             model=None if self.is_default_model else self.model,
+            adapter=self.adapter,
             device=self.device,
             dtype=self.dtype,
             context_window=self.context_window,
@@ -105,10 +116,11 @@ def _named_settings(
     return found
 
 
-_FROM_SETTINGS = ("model", "device", "dtype", "context_window", "window")
+_FROM_SETTINGS = ("model", "adapter", "device", "dtype", "context_window", "window")
 _OPTIONS = (
     click.option("--model", metavar="NAME", help="Folder, .gguf file or hub id, if not the "
                  "default model."),
+    click.option("--adapter", metavar="NAME", help=ADAPTER_HELP),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", type=click.Choice(DTYPES), help="Number type to compute in."),
     click.option("--context-window", type=int, metavar="N", help="Most tokens of prompt and answer "
@@ -185,6 +197,7 @@ def evaluate(suite: Suite[SampleT], evaluation: EvaluationOptions, terminal: Ter
     pace, source = pace_settings(loaded.module, is_default=evaluation.is_default_model)
     arms = parse_arms(evaluation.arms, evaluation.settings, pace=pace, readings=readings)
     notes: dict[str, Any] = surroundings()
+    notes["adapter"] = evaluation.adapter_in_words
     if any(arm.name.partition("@")[0] == PACE for arm in arms):
         notes["pace"] = source
         terminal.note(f"Settings of the arm pace: {source}")

@@ -63,6 +63,7 @@ def open_model(settings: Settings) -> TextModel:
         window=settings.window,
         pace=choices.get(settings.pace, "auto"),
         kv_cache=cast("KVCacheKind", settings.kv_cache),
+        adapter=None if settings.adapter == "none" else settings.adapter,
         store_bytes=int(settings.store_gb * 2**30),
     )
 
@@ -102,7 +103,7 @@ def count(
 ) -> list[Plan]:
     """Counts what each question needs; loads no weights."""
     packed = pack_context(documents)
-    with _loading(settings, "tokenizer of ", terminal):
+    with _loading(f"tokenizer of {_model(settings)}", [settings.model], terminal):
         tokenizer = open_tokenizer(settings)
     return [
         plan_question(packed, tokenizer, question, answer_tokens=settings.max_new_tokens)
@@ -120,7 +121,9 @@ def open_reader(
     """
     for plan in count(documents, questions or [""], settings, terminal):
         plan.check()
-    with _loading(settings, "", terminal):
+    adapter = None if settings.adapter in ("auto", "none") else settings.adapter
+    what = _model(settings) if adapter is None else f"{_model(settings)} with {adapter}"
+    with _loading(what, [settings.model, adapter], terminal):
         model = open_model(settings)
     if settings.model is None:
         terminal.note(
@@ -133,16 +136,19 @@ def open_reader(
     return reader
 
 
-def _loading(settings: Settings, what: str, terminal: Terminal) -> AbstractContextManager[None]:
-    what = f"Loading {what}{settings.model or 'the default model'}"
-    if _may_download(settings):  # the hub's own bars are shown, and two would not get along
-        terminal.note(f"{what} from the hub or its cache")
-        return nullcontext()
-    return terminal.working(what)
+def _model(settings: Settings) -> str:
+    return settings.model or "the default model"
 
 
-def _may_download(settings: Settings) -> bool:
-    return settings.model is not None and not Path(settings.model).expanduser().exists()
+def _loading(
+    what: str, names: Sequence[str | None], terminal: Terminal
+) -> AbstractContextManager[None]:
+    """Tells that something is loaded; `names` are those of its parts, None for what is here."""
+    if all(name is None or Path(name).expanduser().exists() for name in names):
+        return terminal.working(f"Loading {what}")
+    # the hub's own bars are shown, and two would not get along
+    terminal.note(f"Loading {what} from the hub or its cache")
+    return nullcontext()
 
 
 def hush_libraries() -> None:

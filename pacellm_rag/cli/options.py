@@ -20,11 +20,22 @@ from pacellm_rag.settings import (
     variable_name,
 )
 
-__all__ = ["debug_option", "document_options", "setting_options", "wants_traceback"]
+__all__ = [
+    "ADAPTER_HELP",
+    "adapter_option",
+    "debug_option",
+    "document_options",
+    "setting_options",
+    "wants_traceback",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DEBUG = "pacellm_rag.debug"
+ADAPTER_HELP = (
+    "Folder or hub id of a LoRA adapter to lay on the model; none: the model as it is; auto: the "
+    "default model's own, and none on any other."
+)
 
 
 def _setting(name: str, help: str, **arguments: Any) -> Callable[[_Command], _Command]:
@@ -42,6 +53,7 @@ def _setting(name: str, help: str, **arguments: Any) -> Callable[[_Command], _Co
 
 _SETTINGS = (
     _setting("model", "Folder, .gguf file or hub id, if not the default model.", metavar="NAME"),
+    _setting("adapter", ADAPTER_HELP, metavar="NAME"),
     _setting("device", "auto, cpu, cuda, cuda:1 or mps.", metavar="NAME"),
     _setting("dtype", "Number type to compute in.", type=click.Choice(DTYPES)),
     _setting("max_new_tokens", "Most tokens of an answer.", type=int, metavar="N"),
@@ -89,6 +101,22 @@ def document_options(command: _Command) -> _Command:
     return click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())(
         command
     )
+
+
+def adapter_option(command: _Command) -> _Command:
+    """Gives a command that takes no `Settings` the adapter, as `load_model` takes it."""
+
+    def named(_: click.Context, __: click.Parameter, value: str) -> str | None:
+        return None if value == "none" else value
+
+    return click.option(
+        "--adapter",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        callback=named,
+        help=ADAPTER_HELP,
+    )(command)
 
 
 def debug_option(command: _Command) -> _Command:

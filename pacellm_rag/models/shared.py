@@ -86,12 +86,18 @@ def release_shared_models() -> None:
 
 
 def _key(name: str | Path | None, settings: Mapping[str, Any]) -> object:
-    place = None
-    if name is not None:
-        path = Path(name).expanduser()
-        place = str(path.resolve()) if path.exists() else str(name)
     told = {k: v for k, v in settings.items() if k not in _DEFAULTS or v != _DEFAULTS[k]}
-    return place, _frozen(told)
+    if "adapter" in told:
+        told["adapter"] = _place(told["adapter"])
+    return _place(name), _frozen(told)
+
+
+def _place(name: str | Path | None) -> str | None:
+    """A path in its one form; a name that is none stays as it is."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else str(name)
 
 
 def _frozen(value: Any) -> object:

@@ -181,11 +181,12 @@ def test_options_reach_the_model(run: Run, use_model: UseModel, report: str) -> 
     opened = use_model(model)
     options = ["--device", "cpu", "--dtype", "float32", "--context-window", "4096"]
     options += ["--window", "64", "--temperature", "0.5", "--seed", "3", "--max-new-tokens", "9"]
+    options += ["--adapter", "./lora"]
     assert run("ask", report, "-q", "Why?", *options).exit_code == 0
     assert opened == [
         Settings(
             device="cpu", dtype="float32", context_window=4096, window=64, temperature=0.5,
-            seed=3, max_new_tokens=9,
+            seed=3, max_new_tokens=9, adapter="./lora",
         )
     ]  # fmt: skip
     assert seen == [GenerationOptions(max_new_tokens=9, temperature=0.5, seed=3)]

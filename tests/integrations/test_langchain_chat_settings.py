@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,6 +119,8 @@ def test_a_loaded_model_is_neither_shown_nor_serialised() -> None:
         {"context_window": 2048},
         {"window": 99},
         {"kv_cache": "fp8"},
+        {"adapter": None},
+        {"adapter": "owner/adapter"},
         {"model": "another/model"},
         {"model_arguments": {"revision": "abc"}},
         {"engine": ScriptedModel()},
@@ -129,6 +132,29 @@ def test_a_setting_that_changes_answers_changes_the_cache_key(change: dict[str, 
     key = ChatPaceLLM(**plain)._get_llm_string()
     assert key == ChatPaceLLM(**plain)._get_llm_string()
     assert key != ChatPaceLLM(**{**plain, **change})._get_llm_string()
+
+
+def test_an_adapter_is_handed_on_when_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(pacellm_rag, "shared_model", lambda _, **given: asked.append(given))
+    for adapter in ("auto", None, "owner/lora", tmp_path):
+        chat = ChatPaceLLM(model="some/model", profile={}, adapter=adapter)
+        assert chat.text_model is None
+    assert asked == [{}, {"adapter": None}, {"adapter": "owner/lora"}, {"adapter": tmp_path}]
+
+
+def test_an_adapter_in_any_form_is_one_cache_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora").mkdir()
+    keys = {
+        ChatPaceLLM(model="some/model", profile={}, adapter=form)._get_llm_string()
+        for form in ("lora", "./lora", Path("lora"), tmp_path / "lora")
+    }
+    assert len(keys) == 1
 
 
 def test_langchains_cache_tells_loaded_models_apart_and_calls_too() -> None:

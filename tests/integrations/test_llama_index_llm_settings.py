@@ -93,6 +93,7 @@ def test_all_settings_survive_being_written_down() -> None:
         limits=EngineLimits(max_running=2),
         store_bytes=5,
         kv_cache="full",
+        adapter="owner/adapter",
         trust_remote_code=True,
         model_arguments={"revision": "main"},
         system_prompt="Be brief.",
@@ -104,6 +105,23 @@ def test_all_settings_survive_being_written_down() -> None:
         assert again.limits == EngineLimits(max_running=2)
     assert pickle.loads(pickle.dumps(llm)).to_dict() == llm.to_dict()
     assert PaceLLM.from_dict({**written, "pace": None}).pace is None
+    assert PaceLLM.from_dict({**written, "adapter": None}).adapter is None
+
+
+def test_an_adapter_is_handed_on_when_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(pacellm_rag, "shared_model", lambda _, **given: asked.append(given))
+    for adapter in ("auto", None, "owner/lora", tmp_path):
+        assert PaceLLM("some/model", adapter=adapter).text_model is None
+    assert asked == [
+        {},
+        {"adapter": None},
+        {"adapter": "owner/lora"},
+        {"adapter": str(tmp_path)},
+    ]
+    assert Path(PaceLLM("some/model", adapter=Path("a/b")).adapter or "").is_absolute()
 
 
 def test_a_loaded_model_stays_at_home_but_is_shared_by_copies(tiny: Tiny) -> None:

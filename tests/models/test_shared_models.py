@@ -51,6 +51,8 @@ def test_a_place_is_the_same_in_every_form(
     forms = ["m", Path("m"), "./m", "m/", tmp_path / "m", str(tmp_path / "m"), "~/m"]
     assert len({id(shared_model(form)) for form in forms}) == 1
     assert len(loads.calls) == 1
+    assert len({id(shared_model("m", adapter=form)) for form in forms}) == 1
+    assert shared_model("m", adapter="auto") is shared_model("m") is not shared_model()
 
 
 def test_settings_are_the_same_in_every_form(loads: Loads) -> None:
@@ -74,6 +76,9 @@ def test_other_settings_are_other_models(loads: Loads) -> None:
         shared_model("x", pace=PaceConfig(window=PaceConfig().window * 2)),
         shared_model("x", window=5),
         shared_model("x", limits=EngineLimits(max_queue=3)),
+        shared_model("x", adapter=None),
+        shared_model("x", adapter="owner/one"),
+        shared_model("x", adapter="owner/two"),
     ]
     assert len({id(model) for model in several}) == len(several) == len(loads.calls)
 

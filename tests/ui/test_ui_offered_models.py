@@ -283,6 +283,34 @@ def test_models_are_called_by_their_folder_unless_two_have_the_same(tmp_path: Pa
         offered_models([ModelSource(one), ModelSource(one)])
 
 
+def test_a_model_is_called_by_the_adapter_that_was_named_too() -> None:
+    named = [ModelSource("a/model", adapter="x/lora"), ModelSource("a/model"), ModelSource()]
+    assert offered_models(named).names == ("model+lora", "model", "default model")
+    two = [ModelSource("a/model", adapter="x/lora"), ModelSource("a/model", adapter="y/lora")]
+    assert offered_models(two).names == ("a/model+x/lora", "a/model+y/lora")
+    assert ModelSource(adapter="none").name == "default model"
+    assert ModelSource(adapter="x/lora").name == "default model+lora"
+
+
+def test_an_adapter_of_the_hub_is_not_on_this_machine(tmp_path: Path) -> None:
+    assert ModelSource(adapter="none").on_this_machine
+    assert ModelSource(str(tmp_path), adapter=str(tmp_path)).on_this_machine
+    assert not ModelSource(adapter="owner/lora").on_this_machine
+
+
+def test_an_adapter_is_laid_with_and_without_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, Any, Any]] = []
+
+    def load_model(name: str, *, adapter: object, pace: object, **_: object) -> None:
+        asked.append((name, adapter, pace))
+
+    monkeypatch.setattr("pacellm_rag.load_model", load_model, raising=False)
+    ModelSource("m", adapter="x/lora").load()
+    ModelSource("m", adapter="x/lora").load_plain()
+    ModelSource("m", adapter="none").load()
+    assert asked == [("m", "x/lora", "auto"), ("m", "x/lora", None), ("m", None, "auto")]
+
+
 @pytest.mark.parametrize(("pace", "compared"), [("auto", True), ("on", True), ("off", False)])
 def test_each_model_is_compared_with_itself_without_banks(pace: str, compared: bool) -> None:
     found = offered_models([ModelSource("a", pace=pace), ModelSource("b", pace=pace)])

@@ -245,6 +245,23 @@ def test_several_models_are_named_by_repeating_the_option(
     assert named == [[("small", "off"), ("large", "off")], [(None, "off")]]
 
 
+def test_an_adapter_is_laid_on_the_first_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("pacellm_rag_ui.command.serve", lambda serving, *_: asked.append(serving))
+    models = ["--model", "small", "--model", "large"]
+    for given in ([*models, "--adapter", "owner/lora"], ["--adapter", "none"], models):
+        done = CliRunner().invoke(command, ["--data", str(tmp_path), *given])
+        assert done.exit_code == 0, done.output
+    named = [[(each.model, each.adapter) for each in serving.models] for serving in asked]
+    assert named == [
+        [("small", "owner/lora"), ("large", "auto")],
+        [(None, "none")],
+        [("small", "auto"), ("large", "auto")],
+    ]
+
+
 def test_the_command_makes_a_line_of_an_accounts_file(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         command, ["--hash-password", "ann"], input="correct horse\ncorrect horse\n"

@@ -60,6 +60,14 @@ def main() -> None:
     help="A folder, a .gguf file or an id of the hub; else the default model. Repeatable: people "
     "then choose in the page's settings, and begin with the first.",
 )
+@click.option(
+    "--adapter",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Folder or hub id of a LoRA adapter to lay on the model, of several --model on the first "
+    "alone; none: the models as they are; auto: the default model's own, and none on any other.",
+)
 @click.option("--device", default="auto", show_default=True, help="Where to compute.")
 @click.option(
     "--dtype",
@@ -157,6 +165,7 @@ def _serve(
     hosts: tuple[str, ...],
     max_new_tokens: int,
     models: tuple[str, ...],
+    adapter: str,
     max_guests: int,
     guest_gb: int,
     guest_days: int,
@@ -168,7 +177,10 @@ def _serve(
     serve(
         Serving(
             folder=folder.expanduser().resolve(),
-            models=[ModelSource(name, **model_settings) for name in models or (None,)],
+            models=[
+                ModelSource(name, adapter="auto" if later else adapter, **model_settings)
+                for later, name in enumerate(models or (None,))
+            ],
             options=GenerationOptions(max_new_tokens=max_new_tokens),
             max_file_bytes=max_file_mb * 1_000_000,
             accounts=accounts,

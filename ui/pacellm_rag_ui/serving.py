@@ -53,6 +53,8 @@ class ModelSource:
         dtype: what to compute in.
         pace: "auto", "on" or "off".
         context_window: most tokens; None for the model's own.
+        adapter: a folder or id of the hub of a LoRA adapter laid on it; "auto" for the default
+            model's own and none on others, "none" for the model as it is.
     """
 
     model: str | None = None
@@ -60,16 +62,29 @@ class ModelSource:
     dtype: str = "auto"
     pace: str = "auto"
     context_window: int | None = None
+    adapter: str = "auto"
 
     @property
     def name(self) -> str:
         """For people."""
-        return Path(self.model).name if self.model else "default model"
+        model = Path(self.model).name if self.model else "default model"
+        return model if self._laid is None else f"{model}+{Path(self._laid).name}"
+
+    @property
+    def whole_name(self) -> str:
+        """For people who have to tell it from another of the same name."""
+        return str(self.model) if self._laid is None else f"{self.model}+{self._laid}"
 
     @property
     def on_this_machine(self) -> bool:
         """Whether loading it asks nobody."""
-        return self.model is None or Path(self.model).expanduser().exists()
+        names = (name for name in (self.model, self._laid) if name is not None)
+        return all(Path(name).expanduser().exists() for name in names)
+
+    @property
+    def _laid(self) -> str | None:
+        """The adapter that was named."""
+        return None if self.adapter in ("auto", "none") else self.adapter
 
     def load(self) -> TextModel:
         """The model, loaded now."""
@@ -82,7 +97,11 @@ class ModelSource:
     def _load(self, pace: str | None) -> TextModel:
         from pacellm_rag import load_model  # brings torch
 
-        settings: dict[str, Any] = {"pace": pace, "context_window": self.context_window}
+        settings: dict[str, Any] = {
+            "pace": pace,
+            "context_window": self.context_window,
+            "adapter": None if self.adapter == "none" else self.adapter,
+        }
         return load_model(self.model, device=self.device, dtype=self.dtype, **settings)
 
 
@@ -187,7 +206,7 @@ def offered_models(sources: Sequence[ModelSource]) -> OfferedModels:
         ConfigurationError: there is none, or one is named twice.
     """
     seen = Counter(source.name for source in sources)
-    names = [each.name if seen[each.name] == 1 else str(each.model) for each in sources]
+    names = [each.name if seen[each.name] == 1 else each.whole_name for each in sources]
     if len(set(names)) < len(names):
         raise ConfigurationError(
             f"--model names a model twice: {', '.join(names)}. Name each of them once."

@@ -37,6 +37,7 @@ _LOADING: Final = (
     "limits",
     "store_bytes",
     "kv_cache",
+    "adapter",
     "trust_remote_code",
     "model_arguments",
 )
@@ -83,6 +84,8 @@ class PaceSettings(BaseModel):
     store_bytes: int | None = None
     """None for what `load_model` takes."""
     kv_cache: str = "auto"
+    adapter: str | Path | None = "auto"
+    """A folder or an id of the model hub; "auto" for the default model's own, None for none."""
     trust_remote_code: bool = False
     model_arguments: dict[str, Any] | None = None
     engine: Any = Field(default=None, exclude=True, repr=False)
@@ -181,10 +184,10 @@ class PaceSettings(BaseModel):
         if self.engine is not None:
             params.update(model=self.engine.name, engine=_mark(self.engine))
         else:
-            with suppress(OSError, ValueError):
-                path = Path(self.model).expanduser()
-                params["model"] = str(path.resolve()) if path.exists() else self.model
+            params["model"] = _place(self.model)
             loading = {k: v for k, v in self._loading().items() if k not in _NOT_IN_THE_ANSWER}
+            if loading.get("adapter") is not None:
+                loading["adapter"] = _place(loading["adapter"])
             params.update({k: _plain(v) for k, v in loading.items()})
         params.update(self._own())
         params["stop"] = both_stops(self.stop, None)
@@ -203,6 +206,15 @@ class PaceSettings(BaseModel):
                 "model with model=... instead; it is loaded where it is unpickled."
             )
         return super().__getstate__()
+
+
+def _place(name: str | Path) -> str:
+    """A path in its one form; a name that is none stays as it is."""
+    with suppress(OSError, ValueError):
+        path = Path(name).expanduser()
+        if path.exists():
+            return str(path.resolve())
+    return str(name)
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ _LOADING: Final = (
     "limits",
     "store_bytes",
     "kv_cache",
+    "adapter",
     "trust_remote_code",
     "model_arguments",
 )
@@ -79,6 +80,11 @@ class SharedModelLLM(FunctionCallingLLM):
     kv_cache: Literal["auto", "full", "fp8", "offload"] = Field(
         default="auto", description="How keys and values are held; as for load_model."
     )
+    adapter: str | None = Field(
+        default="auto",
+        description="LoRA adapter to lay on the model: a folder or an id of the model hub; "
+        '"auto": the default model\'s own; None: none.',
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model."
     )
@@ -113,6 +119,12 @@ class SharedModelLLM(FunctionCallingLLM):
     def _list_of_stops(cls, stop: Any) -> Any:
         """One string is a list of one, and None is none."""
         return [stop] if isinstance(stop, str) else stop or []
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _path_as_text(cls, adapter: Any) -> Any:
+        """As it can be written down, and is no id of the hub."""
+        return str(adapter.expanduser().absolute()) if isinstance(adapter, Path) else adapter
 
     def _loading_settings(self) -> dict[str, Any]:
         """What to load with; only what was changed, so that equal models are shared."""
