@@ -9,18 +9,17 @@ product's prompt; knows nothing of where examples come from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from pacellm_rag.context.packing import pack_context
-from pacellm_rag.context.prompts import build_messages
 from pacellm_rag.messages import Message
 from pacellm_rag.models.tokenizer import ChatTokenizer
 from training.contexts import Example, Turn
+from training.prompts import messages_of
 
 __all__ = ["ATTENTION", "Encoded", "answer_loss", "encode_example"]
 
@@ -58,9 +57,12 @@ class Encoded:
 
 def encode_example(tokenizer: ChatTokenizer, example: Example) -> Encoded:
     """Tokens of an example, laid out as the product lays out its prompts."""
-    packed = pack_context(example.documents)
-    one, two = (tokenizer.encode_messages(build_messages(packed, q)).token_ids for q in ("A", "9?"))
-    prefix = next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+    firsts = [conversation[0] for conversation in example.conversations]
+    firsts += [replace(turn, question=text) for turn in firsts for text in ("A", "9?")]
+    prompts = {tokenizer.encode_messages(messages_of(example, turn)).token_ids for turn in firsts}
+    one, prefix = min(prompts, key=len), 0
+    while prefix < len(one) and all(each[prefix] == one[prefix] for each in prompts):
+        prefix += 1
     tokens, positions = list(one[:prefix]), list(range(prefix))
     predicting: list[int] = []
     ends: list[int] = []
@@ -69,7 +71,7 @@ def encode_example(tokenizer: ChatTokenizer, example: Example) -> Encoded:
         history: list[Message] = []
         done = 0  # characters of the rendered conversation that are tokens already
         for turn in conversation:
-            prompt = tokenizer.encode_messages(build_messages(packed, turn.question, history))
+            prompt = tokenizer.encode_messages(messages_of(example, turn, history))
             if done:
                 tokens += _bare(tokenizer, prompt.text[done:])
             else:

@@ -50,10 +50,17 @@ _ROW_KINDS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and the answer to learn."""
+    """A question and the answer to learn.
+
+    Attributes:
+        question: the user's words.
+        answer: the model's.
+        asked: whether it is put as the product puts questions; else the words are sent as they are.
+    """
 
     question: str
     answer: str
+    asked: bool = True
 
 
 @dataclass(frozen=True)

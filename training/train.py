@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from transformers import AutoModelForCausalLM
 from pacellm_rag.models.default_model import default_model_folder
 from pacellm_rag.models.loading import best_dtype, load_tokenizer
 from training.branches import ATTENTION, answer_loss, encode_example
-from training.contexts import Library, draw_example
+from training.contexts import Example, Library, draw_example
 from training.lora import LowRank, add_adapters, save_adapter
+from training.rehearsal import draw_rehearsal, read_rehearsals
 
 # (share of all tokens until which it holds, tokens of the documents)
 CURRICULUM = ((0.5, 1000), (0.75, 1600), (0.9, 2800), (1.0, 6000))
@@ -40,6 +42,7 @@ class Recipe:
     rate: float
     conversations: int
     together: int
+    rehearsed: float
     seed: int
 
 
@@ -62,14 +65,24 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--conversations", type=int, default=32)
     parser.add_argument("--together", type=int, default=1, help="examples of one step")
+    parser.add_argument("--rehearsal", type=Path, help="file that training.rehearsal wrote")
+    parser.add_argument("--rehearsed", type=float, default=0.12, help="its share of the examples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = vars(parser.parse_args())
     data, out, device = given.pop("data"), given.pop("out"), torch.device(given.pop("device"))
-    train(Recipe(**given), data, out, device)
+    file = given.pop("rehearsal")
+    rehearsals = [] if file is None else read_rehearsals(file)
+    train(Recipe(**given), data, out, device, rehearsals)
 
 
-def train(recipe: Recipe, data: Path, out: Path, device: torch.device) -> None:
+def train(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    device: torch.device,
+    rehearsals: Sequence[Example] = (),
+) -> None:
     """Trains to the end of the recipe, from where an earlier call stopped."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -92,9 +105,10 @@ def train(recipe: Recipe, data: Path, out: Path, device: torch.device) -> None:
                 group["lr"] = rate_at(recipe, share)
             began, losses, tokens = time.perf_counter(), [], 0
             for _ in range(recipe.together):
-                example = draw_example(
-                    library, recipe.seed, state["examples"], wanted, recipe.conversations
-                )
+                number = state["examples"]
+                example = draw_rehearsal(
+                    rehearsals, recipe.rehearsed, recipe.seed, number
+                ) or draw_example(library, recipe.seed, number, wanted, recipe.conversations)
                 state["examples"] += 1
                 if not example.conversations:
                     continue

@@ -58,6 +58,32 @@ def test_alone_is_the_models_own_loss_on_the_products_prompt(model: PaceModel) -
     assert expected == pytest.approx(float(loss), rel=1e-4)
 
 
+@pytest.mark.parametrize("documents", [DOCUMENTS, ()])
+def test_requests_that_are_no_questions_are_sent_as_they_are(
+    model: PaceModel, documents: tuple[Document, ...]
+) -> None:
+    said = tuple(
+        (Turn(text, answer, asked=False),)
+        for text, answer in (("Write a poem.", "The crane\nis plain."), ("Say no.", "No."))
+    )
+    together = encode_example(model.tokenizer, Example(documents, said))
+    one = encode_example(model.tokenizer, Example(documents, said[:1]))
+    text = model.tokenizer.decode(one.tokens.tolist())
+    assert "user\nWrite a poem." in text
+    assert "Question:" not in text
+    assert ("[D2 p2]" in text) is bool(documents)
+    expected = loss_of(model, one)
+    other = encode_example(model.tokenizer, Example(documents, said[1:]))
+    sizes = len(one.answers), len(other.answers)
+    mean = (expected * sizes[0] + loss_of(model, other) * sizes[1]) / sum(sizes)
+    assert loss_of(model, together) == pytest.approx(mean, rel=1e-4)
+    model.module.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        logits = model.module(input_ids=one.tokens[None]).logits[0, one.predicting]
+    loss = torch.nn.functional.cross_entropy(logits.float(), one.answers)
+    assert expected == pytest.approx(float(loss), rel=1e-4)
+
+
 def test_an_adapter_changes_nothing_at_first_and_only_it_learns(model: PaceModel) -> None:
     example = encode_example(model.tokenizer, Example(DOCUMENTS, ALONE))
     before = loss_of(model, example)

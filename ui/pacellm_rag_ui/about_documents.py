@@ -16,13 +16,13 @@ from pacellm_rag_ui.meter import check_room
 from pacellm_rag_ui.session import Session
 from pacellm_rag_ui.views import AskView, SuggestionsView
 
-__all__ = ["suggest_questions", "summary"]
+__all__ = ["QUESTIONS_REQUEST", "SUMMARY_REQUEST", "suggest_questions", "summary"]
 
-_SUMMARY = (
+SUMMARY_REQUEST = (
     "Summarise this document for somebody who has not read it, in three to five sentences. Say "
     "what it is, and its most important facts. Name the marker of the page after each sentence."
 )
-_QUESTIONS = (
+QUESTIONS_REQUEST = (
     "Write four short questions that this document answers and that a reader would want to ask. "
     "Write one question a line, and nothing else."
 )
@@ -34,14 +34,14 @@ _NUMBER = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s*")
 
 def summary(backend: Backend, session: Session, document_id: str) -> Iterator[AskView]:
     """A short summary of a document."""
-    return _told(backend, session, document_id, _SUMMARY)
+    return _told(backend, session, document_id, SUMMARY_REQUEST)
 
 
 def suggest_questions(
     backend: Backend, session: Session, document_id: str
 ) -> Iterator[SuggestionsView]:
     """Questions that a document answers."""
-    for view in _told(backend, session, document_id, _QUESTIONS):
+    for view in _told(backend, session, document_id, QUESTIONS_REQUEST):
         questions = _questions_in(view.plain) if view.state == "done" else ()
         if view.state == "done" and not questions:
             yield SuggestionsView(replace(view, state="failed", status="Failed", error=_NONE))
