@@ -2,8 +2,8 @@
 
 An adapter that has learnt nothing but terse answers gives them to everything: it refuses to
 summarise, and writes no poem. Robins, "Catastrophic forgetting, rehearsal and pseudorehearsal",
-1995: what a network said before is learnt again beside what is new. The answers are the model's
-own, so no data are needed.
+1995: what a network said before is learnt again beside what is new. Nearly all answers are the
+model's own.
 
 `python -m training.rehearsal --data FOLDER --out FILE` writes them, a line of JSON each, and goes
 on after what is there.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pacellm_rag.chat import start_chat
+from pacellm_rag.context.prompts import NOT_ANSWERED
 from pacellm_rag.documents.types import Document, Page
 from pacellm_rag.models.loading import load_model
 from pacellm_rag.protocols import GenerationOptions, TextModel
@@ -32,11 +33,10 @@ __all__ = ["draw_rehearsal", "draw_requests", "lines_of", "read_rehearsals"]
 ANSWER_TOKENS = 120
 ABOUT = 0.6  # share of the examples that are about documents
 DOCUMENT_TOKENS = 900
+QUESTIONS = 4  # that the product asks for
 TOGETHER = 8  # requests of an example without documents
 
 _ABOUT = (
-    SUMMARY_REQUEST,
-    QUESTIONS_REQUEST,
     "Summarise the documents in one paragraph.",
     "List the main points of the documents, one a line.",
     "Explain what the documents are about to somebody who knows nothing of it.",
@@ -64,12 +64,18 @@ _TOPICS = (
 
 
 def draw_requests(library: Library, seed: int, number: int) -> Example:
-    """Example `number`: requests about drawn documents, or about nothing; answers are empty."""
+    """Example `number`: requests about drawn documents, or about nothing.
+
+    Answers are empty, but for questions to write: there the data's are better than the model's.
+    """
     rng = random.Random(f"rehearsal/{seed}/{number}")
     if rng.random() < ABOUT:
-        drawn = draw_example(library, seed + 1, number, DOCUMENT_TOKENS, 1)
-        requests = [*_ABOUT[:2], rng.choice(_ABOUT[2:])]
-        return Example(drawn.documents, tuple((Turn(each, "", asked=False),) for each in requests))
+        drawn = draw_example(library, seed + 1, number, DOCUMENT_TOKENS, QUESTIONS * 4)
+        known = [turn for turn, *_ in drawn.conversations if turn.answer != NOT_ANSWERED]
+        written = "\n".join(turn.question for turn in known[:QUESTIONS])
+        requests = {SUMMARY_REQUEST: "", QUESTIONS_REQUEST: written, rng.choice(_ABOUT): ""}
+        turns = (Turn(each, answer, asked=False) for each, answer in requests.items())
+        return Example(drawn.documents, tuple((turn,) for turn in turns))
     texts = {
         rng.choice(_GENERAL).format(rng.choice(_TOPICS).replace("-", " ")) for _ in range(TOGETHER)
     }
@@ -81,6 +87,9 @@ def answered(model: TextModel, example: Example) -> Example:
     options = GenerationOptions(max_new_tokens=ANSWER_TOKENS)
     conversations = []
     for (turn,) in example.conversations:
+        if turn.answer:
+            conversations.append((turn,))
+            continue
         stream = start_chat(model, messages_of(example, turn), options=options)
         text = "".join(delta.text for delta in stream).strip()
         if text and stream.finish_reason != "length":

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pacellm_rag.testing import ScriptedModel
+from pacellm_rag_ui.about_documents import QUESTIONS_REQUEST
 from training.contexts import Library, Row, Turn
 from training.rehearsal import draw_rehearsal, draw_requests, lines_of, read_rehearsals
 
@@ -30,7 +31,11 @@ def test_they_are_what_the_model_says_and_come_back_from_the_file(tmp_path: Path
     assert [e.documents for e in read] == [draw_requests(library, 0, n).documents for n in range(8)]
     assert len({bool(example.documents) for example in read}) == 2
     turns = [turn for example in read for (turn,) in example.conversations]
-    assert {turn.answer for turn in turns} == {"Gladly."}
+    written = [turn.answer for turn in turns if turn.question == QUESTIONS_REQUEST]
+    assert written
+    assert all(line.endswith("?") for text in written for line in text.splitlines())
+    others = {turn.answer for turn in turns if turn.question != QUESTIONS_REQUEST}
+    assert others == {"Gladly."}
     assert not any(turn.asked for turn in turns)
     assert all(json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
 
