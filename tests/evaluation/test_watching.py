@@ -102,5 +102,5 @@ def test_memory_that_was_held_for_a_while_is_seen() -> None:
         held = torch.ones(60_000_000)
         assert float(held[-1]) == 1
         del held
-    assert use.added > 150_000_000
+    assert use.added > 100_000_000
     assert use.peak == use.begin + use.added

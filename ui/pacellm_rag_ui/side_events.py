@@ -55,6 +55,7 @@ class SideEvents:
             [at.documents, at.conversations, at.history, *settings],
             **_LIGHT,
         ).then(self.when_loaded, at.question, chosen, **_LIGHT)
+        blocks.load(self.stay, None, None, **_LIGHT)
         blocks.unload(self.leave)
         at.question.blur(self.measure, at.question, [at.documents, at.meter], **_LIGHT)
         at.bridge.upload(
@@ -101,6 +102,17 @@ class SideEvents:
             options.temperature,
             -1 if options.seed is None else options.seed,
         )
+
+    async def stay(self, request: gr.Request) -> None:
+        """Lasts as long as the page is open, so that its stream of events stays open too.
+
+        Gradio's client closes the stream with its last event. One that is being sent in that
+        moment is already known to the server, which takes the closed stream for a page that has
+        gone, and drops the event.
+        """
+        session = self._parts.session(request)
+        while not session.left:
+            await asyncio.sleep(1.0)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
