@@ -192,7 +192,7 @@ def _kept_probabilities(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale:
     """Attention whose probabilities are kept for the way back.
 
     On a CPU that takes two thirds of the time of the fused kernel, which computes their
-    exponentials twice, and 18 bytes a pair of tokens and layer.
+    exponentials twice, and 2 bytes a pair of tokens, head and layer.
     """
     hidden = torch.zeros(visible.shape, dtype=q.dtype).masked_fill(~visible, float("-inf"))
     shape, (q, k, v) = q.shape, (each.flatten(0, 1) for each in (q, k, v))

@@ -107,6 +107,8 @@ def test_a_question_that_is_sent_as_the_answer_ends_is_answered_too(here: Visit)
     here.wait_for_answers(2)
     asked = here.page.locator("#history .turn.you .said").all_inner_texts()
     assert asked == ["When are invoices payable?", "And by whom?"]
+    streams = [request for request in here.requests if "/queue/data" in request]
+    assert len(streams) == 1, "A stream that closes between two events may lose the second."
 
 
 _ASK_AS_THE_ANSWER_ENDS = """() => {

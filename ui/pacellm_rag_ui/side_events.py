@@ -106,9 +106,8 @@ class SideEvents:
     async def stay(self, request: gr.Request) -> None:
         """Lasts as long as the page is open, so that its stream of events stays open too.
 
-        Gradio's client closes the stream with its last event. One that is being sent in that
-        moment is already known to the server, which takes the closed stream for a page that has
-        gone, and drops the event.
+        Gradio's server ends the stream when no event is pending. A client that sends the next one
+        before it has heard of that opens no other, and waits for news that nobody brings.
         """
         session = self._parts.session(request)
         while not session.left:
